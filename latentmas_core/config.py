@@ -1,0 +1,54 @@
+"""Frozen options, validated once at the edge. Knows no torch and loads nothing."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_LATENT_STEPS = 512
+
+
+class FrozenModel(BaseModel):
+    """Base of all options: immutable, and an unknown field is an error that names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineConfig(FrozenModel):
+    """What an engine is made of and how much it may take.
+
+    ``kv_cache_bytes`` fixes the size of the KV pool; left out, the pool takes ``memory_share`` of
+    the memory that is free once the model is loaded (on a GPU: of the card, on a CPU: of the host,
+    at most 1 GiB there).
+    """
+
+    model_name: str = "embedded:smollm2-135m-instruct"
+    device: str = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    num_threads: int | None = Field(default=None, ge=1)
+
+    latent_realign: bool = True
+    max_latent_steps: int = Field(default=128, ge=0, le=MAX_LATENT_STEPS)
+
+    block_size: int | None = Field(default=None, ge=1, le=1024)
+    kv_cache_bytes: int | None = Field(default=None, ge=1)
+    memory_share: float = Field(default=0.5, gt=0.0, le=0.95)
+    max_num_seqs: int = Field(default=64, ge=1)
+    max_num_batched_tokens: int = Field(default=512, ge=1)
+    max_waiting_seqs: int = Field(default=1024, ge=1)
+    has_prefix_cache: bool = True
+
+
+class SamplingParams(FrozenModel):
+    """How an answer is sampled. ``temperature=0`` is greedy; ``ignore_eos`` forces the length."""
+
+    max_tokens: int = Field(default=512, ge=1)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int | None = Field(default=None, ge=1)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0

@@ -1,0 +1,61 @@
+"""The one exception tree of the product; knows nothing of HTTP.
+
+LatentMASError
+├── ConfigError            options or a request that cannot be meant: a wrong value, a contradiction
+│   └── PipelineError      a pipeline that is no valid DAG with one speaker
+├── NotFoundError          a pipeline, agent or mode that does not exist here
+├── ContextLengthError     prompt + memory + steps + answer do not fit the positions or the KV pool
+├── ModelError             a model that is missing, broken or cannot be run exactly
+├── SegmentError           latent memory that does not fit: another model, a gap, a forbidden join
+└── EngineError            the engine cannot serve: it is closed, overloaded or its step failed
+
+Every message names the field, the value, the limit and the remedy.
+"""
+
+
+class LatentMASError(Exception):
+    """Base of all errors that a caller may see.
+
+    ``param`` is the name of the field that is wrong, where there is one.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders by pickle, which forgets keyword-only arguments.
+        return (_rebuild, (type(self), self.message, self.param))
+
+
+def _rebuild(kind: type[LatentMASError], message: str, param: str | None) -> LatentMASError:
+    return kind(message, param=param)
+
+
+class ConfigError(LatentMASError):
+    """Options or a request that cannot be meant."""
+
+
+class PipelineError(ConfigError):
+    """A pipeline that is no valid DAG with one speaker."""
+
+
+class NotFoundError(LatentMASError):
+    """A pipeline, agent or mode that does not exist here."""
+
+
+class ContextLengthError(LatentMASError):
+    """A request that does not fit the model's positions or the KV pool."""
+
+
+class ModelError(LatentMASError):
+    """A model that is missing, broken or cannot be run exactly."""
+
+
+class SegmentError(LatentMASError):
+    """Latent memory that does not fit where it is to be used."""
+
+
+class EngineError(LatentMASError):
+    """The engine cannot serve this request: closed, overloaded or failed."""
