@@ -1,0 +1,277 @@
+"""From a name to a model that the engine can run: found, checked, loaded, frozen, fingerprinted.
+
+Owns the meaning of ``model_name``, ``device`` and ``dtype``. What is refused is written in
+model_support; how the embedded model comes to be, in embedded_model.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from latentmas_core.engine.embedded_model import EMBEDDED_MODEL_NAME, prepare_embedded_model
+from latentmas_core.engine.model_support import (
+    head_dim_of,
+    refuse_unsupported_config,
+    refuse_unsupported_modules,
+    refuse_unsupported_tokenizer,
+)
+from latentmas_core.engine.quiet import quiet_transformers
+from latentmas_core.errors import ConfigError, ModelError
+
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_IDENTITY_SETTINGS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "rope_parameters",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+)
+_MAX_SAMPLED_ELEMENTS = 64
+_MAX_REASON_CHARS = 300
+
+
+class ModelShape(NamedTuple):
+    """The sizes that blocks, segments and prompts are measured with."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A frozen model on its device, with what belongs to it.
+
+    ``fingerprint`` is equal for equal weights, quantisation, dtype and rotary settings, on any
+    device: a segment made by one model fits another of the same fingerprint.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    shape: ModelShape
+    fingerprint: str
+    eos_token_ids: frozenset[int]
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device meant by "auto", "cpu", "cuda" or "cuda:1"; ConfigError if it is not there."""
+    if not _DEVICE.fullmatch(device):
+        raise ConfigError(
+            f"device is {device!r}; it must be 'auto', 'cpu', 'cuda' or 'cuda:<index>'.",
+            param="device",
+        )
+    num_cuda_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and num_cuda_devices == 0):
+        return torch.device("cpu")
+    index = int(device.partition(":")[2] or 0)
+    if index >= num_cuda_devices:
+        raise ConfigError(
+            f"device is {device!r}; the number of visible CUDA devices is {num_cuda_devices}. "
+            "Use 'auto' or 'cpu', or check the driver and CUDA_VISIBLE_DEVICES.",
+            param="device",
+        )
+    return torch.device("cuda", index)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; "auto" is float32 on a CPU, bfloat16 (else float16) on CUDA."""
+    if dtype in _DTYPES:
+        return _DTYPES[dtype]
+    if dtype != "auto":
+        allowed = ", ".join(["auto", *_DTYPES])
+        raise ConfigError(f"dtype is {dtype!r}; it must be one of {allowed}.", param="dtype")
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def load_model(
+    model_name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attn_implementation: str = "sdpa",
+) -> LoadedModel:
+    """Loads the embedded model, a local folder or a model of the hub.
+
+    Raises ModelError when it is missing, broken, or cannot be run exactly.
+    """
+    source = _locate(model_name)
+    with quiet_transformers():
+        with _failure_named(model_name, source, "config.json"):
+            config = AutoConfig.from_pretrained(source)
+        refuse_unsupported_config(model_name, config)
+        with _failure_named(model_name, source, "the tokenizer"):
+            tokenizer: Any = AutoTokenizer.from_pretrained(source)
+        refuse_unsupported_tokenizer(model_name, tokenizer)
+        with _failure_named(model_name, source, "the weights"):
+            model = _read_weights(source, dtype, attn_implementation)
+    refuse_unsupported_modules(model_name, model)
+    _place(model_name, model, device)
+    model.requires_grad_(False).train(False)
+    return LoadedModel(
+        name=model_name,
+        model=model,
+        tokenizer=tokenizer,
+        shape=_shape_of(model.config),
+        fingerprint=_fingerprint(model),
+        eos_token_ids=_eos_token_ids(model, tokenizer),
+    )
+
+
+def _locate(model_name: str) -> str:
+    """What transformers is asked for: the path of a whole-looking folder, or an id of the hub."""
+    if model_name == EMBEDDED_MODEL_NAME:
+        return str(prepare_embedded_model())
+    path = Path(model_name).expanduser()
+    if not path.is_dir():
+        if not path.exists() and not _looks_like_path(model_name):
+            return model_name
+        state = "is not a folder" if path.exists() else "does not exist"
+        raise ModelError(
+            f"model folder {str(path)!r} {state}. Give a folder with config.json, tokenizer.json "
+            f"and *.safetensors, an id of the hub, or {EMBEDDED_MODEL_NAME!r}.",
+            param="model_name",
+        )
+    for pattern in ("config.json", "*.safetensors"):
+        if not any(path.glob(pattern)):
+            raise ModelError(
+                f"model folder {str(path)!r} has no {pattern}. Save the model with "
+                "save_pretrained (pickled weights are not read).",
+                param="model_name",
+            )
+    return str(path)
+
+
+def _looks_like_path(model_name: str) -> bool:
+    return model_name.startswith((".", "/", "~")) or model_name.count("/") > 1
+
+
+@contextmanager
+def _failure_named(model_name: str, source: str, part: str) -> Iterator[None]:
+    """Turns whatever the libraries raise over ``part`` into a ModelError with a remedy."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises Exception itself
+        reason = " ".join(str(error).split())[:_MAX_REASON_CHARS] or type(error).__name__
+        if Path(source).is_dir():
+            what, remedy = f"model folder {source!r} is broken", "Save or copy the folder again"
+        else:
+            what = f"model {model_name!r} cannot be had from the hub"
+            remedy = (
+                "Check the name, the network and HF_TOKEN, or give a local folder or "
+                f"{EMBEDDED_MODEL_NAME!r}"
+            )
+        raise ModelError(
+            f"{what}: {part} cannot be read: {reason}. {remedy}.", param="model_name"
+        ) from error
+
+
+def _read_weights(source: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
+    model: PreTrainedModel
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    model, report = loaded
+    # transformers fills what the files lack with random numbers and only warns.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(f"{len(missing)} parameters are missing, the first is {missing[0]!r}")
+    return model
+
+
+def _place(model_name: str, model: PreTrainedModel, device: torch.device) -> None:
+    try:
+        torch.nn.Module.to(model, device)
+    except torch.OutOfMemoryError as error:
+        num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        raise ModelError(
+            f"model {model_name!r} does not fit into the memory of {device}: "
+            f"{num_bytes / 2**30:.1f} GiB of weights in {model.dtype}. "
+            "Use a smaller model, a smaller dtype or another device.",
+            param="model_name",
+        ) from error
+
+
+def _shape_of(config: PreTrainedConfig) -> ModelShape:
+    return ModelShape(
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        head_dim=head_dim_of(config),
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """sha256 over the settings and a sample of every parameter: cheap for any size of model."""
+    parameters = sorted(model.named_parameters())
+    identity = {
+        "settings": {name: getattr(model.config, name, None) for name in _IDENTITY_SETTINGS},
+        "quantization": _quantization_of(model.config),
+        "dtype": str(model.dtype),
+        "parameters": [(name, tuple(parameter.shape)) for name, parameter in parameters],
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
+    sample = torch.cat([_sample(parameter) for _, parameter in parameters])  # [num_sampled]
+    digest.update(sample.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _quantization_of(config: PreTrainedConfig) -> Any:
+    quantization: Any = getattr(config, "quantization_config", None)
+    return quantization.to_dict() if hasattr(quantization, "to_dict") else quantization
+
+
+def _sample(parameter: torch.Tensor) -> torch.Tensor:
+    """Up to 64 evenly strided elements, as float32."""
+    stride = -(-parameter.numel() // _MAX_SAMPLED_ELEMENTS)
+    return parameter.detach().reshape(-1)[:: max(stride, 1)].float()
+
+
+def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that any of the three places calls an end."""
+    ids: set[int] = set()
+    for owner in (model.generation_config, model.config, tokenizer):
+        eos = getattr(owner, "eos_token_id", None)
+        ids.update([eos] if isinstance(eos, int) else eos or ())
+    return frozenset(ids)

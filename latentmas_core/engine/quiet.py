@@ -1,0 +1,22 @@
+"""Keeps transformers silent while it loads or converts, and gives its voice back afterwards."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers.utils import logging as transformers_logging
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no messages below an error inside the block; restored behind it."""
+    verbosity = transformers_logging.get_verbosity()
+    had_progress_bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_progress_bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
