@@ -1,0 +1,60 @@
+"""The tensors behind the KV blocks. Reads, writes and copies slots; knows not who owns them.
+
+A slot is one row of one block: slot = block_id * block_size + offset.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from latentmas_core.engine.model_loader import ModelShape
+from latentmas_core.latent.segment import KVRows
+
+
+def num_block_bytes(shape: ModelShape, block_size: int, dtype: torch.dtype) -> int:
+    """Bytes that one block takes: keys and values of all layers."""
+    num_elements = shape.num_layers * block_size * shape.num_kv_heads * shape.head_dim
+    return 2 * num_elements * dtype.itemsize
+
+
+class KVPool:
+    """keys, values: [num_layers, num_blocks, block_size, num_kv_heads, head_dim]."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        size = (shape.num_layers, num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
+        self.block_size = block_size
+        self.device = device
+        # Zeros, not empty: masked slots are multiplied by 0, and 0 * NaN would be NaN.
+        self.keys = torch.zeros(size, dtype=dtype, device=device)
+        self.values = torch.zeros(size, dtype=dtype, device=device)
+        # [num_layers, num_slots, num_kv_heads, head_dim]
+        self._key_slots = self.keys.view(size[0], -1, *size[3:])
+        self._value_slots = self.values.view(size[0], -1, *size[3:])
+
+    def slots(self, block_table: Sequence[int], start: int, end: int) -> torch.Tensor:
+        """Slot numbers [end - start] of the rows ``start`` .. ``end - 1`` of a block table."""
+        rows = torch.arange(start, end)
+        blocks = torch.tensor(block_table)[rows // self.block_size]
+        return (blocks * self.block_size + rows % self.block_size).to(self.device)
+
+    def read(self, slots: torch.Tensor) -> KVRows:
+        """A copy of the given slots."""
+        return KVRows(
+            self._key_slots.index_select(1, slots), self._value_slots.index_select(1, slots)
+        )
+
+    def write(self, slots: torch.Tensor, rows: KVRows) -> None:
+        self._key_slots.index_copy_(1, slots, rows.keys.to(self.keys))
+        self._value_slots.index_copy_(1, slots, rows.values.to(self.values))
+
+    def copy_block(self, source: int, target: int) -> None:
+        self.keys[:, target].copy_(self.keys[:, source])
+        self.values[:, target].copy_(self.values[:, source])

@@ -1,0 +1,74 @@
+"""Says whether a turn can run on an engine at all, before anything is allocated for it."""
+
+from dataclasses import dataclass
+
+from latentmas_core.engine.turn import Turn
+from latentmas_core.errors import ConfigError, ContextLengthError, SegmentError
+from latentmas_core.latent.memory import check_same_model
+
+
+@dataclass(frozen=True)
+class TurnLimits:
+    """What one turn may ask for. ``max_slots``: rows that the KV pool can hold for one turn."""
+
+    max_positions: int
+    max_slots: int
+    max_latent_steps: int
+    fingerprint: str
+
+    def check(self, turn: Turn) -> None:
+        """Raise ConfigError, SegmentError or ContextLengthError."""
+        self._check_fields(turn)
+        if turn.memory is not None:
+            self._check_memory(turn)
+        self._check_length(turn)
+
+    def _check_fields(self, turn: Turn) -> None:
+        if not turn.prompt_ids and turn.recall is None:
+            raise ConfigError(
+                f"prompt of agent {turn.agent!r} has 0 tokens; it needs at least 1.", param="prompt"
+            )
+        if not 0 <= turn.num_latent_steps <= self.max_latent_steps:
+            raise ConfigError(
+                f"latent_steps is {turn.num_latent_steps} for agent {turn.agent!r}; allowed are 0 "
+                f"to {self.max_latent_steps}. Lower it, or raise max_latent_steps of the engine.",
+                param="latent_steps",
+            )
+
+    def _check_memory(self, turn: Turn) -> None:
+        assert turn.memory is not None, "only called with a memory"
+        if turn.memory.is_released:
+            raise SegmentError(
+                f"agent {turn.agent!r} reads a memory that was released. Release a memory after "
+                "its last reader has finished.",
+                param="memory",
+            )
+        check_same_model(turn.memory.memory.segments, self.fingerprint)
+
+    def _check_length(self, turn: Turn) -> None:
+        memory = turn.memory.memory if turn.memory else None
+        num_prompt = len(turn.recall.segment.token_ids if turn.recall else turn.prompt_ids)
+        num_latents = turn.num_latent_steps
+        num_latents += turn.recall.segment.num_latents if turn.recall else 0
+        num_answer = turn.sampling.max_tokens if turn.sampling else 0
+        num_own = num_prompt + num_latents + num_answer
+        positions = num_own + (memory.next_position if memory else 0)
+        slots = num_own + (memory.num_rows if memory else 0)
+        shares = (
+            f"prompt {num_prompt} + memory {memory.num_rows if memory else 0} + latent steps "
+            f"{num_latents} + answer {num_answer}"
+        )
+        if positions > self.max_positions:
+            raise ContextLengthError(
+                f"context of agent {turn.agent!r} needs {positions} positions ({shares}); the "
+                f"model has {self.max_positions}. Shorten the question, or lower max_tokens or "
+                "latent_steps.",
+                param="question",
+            )
+        if slots > self.max_slots:
+            raise ContextLengthError(
+                f"context of agent {turn.agent!r} needs {slots} slots ({shares}); the KV pool "
+                f"holds {self.max_slots} for one request. Shorten the question, lower max_tokens "
+                "or latent_steps, or raise kv_cache_bytes.",
+                param="question",
+            )

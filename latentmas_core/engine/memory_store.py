@@ -1,0 +1,209 @@
+"""Owns every memory that lives in one engine: its blocks, or its rows while blocks are short.
+
+A memory is *idle* while no running sequence reads it; idle memories may be moved out of the pool,
+longest unused first, and come back when they are read. Used by the engine's thread alone.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from latentmas_core.engine.block_manager import BlockManager
+from latentmas_core.engine.kv_pool import KVPool
+from latentmas_core.engine.resident import ResidentMemory
+from latentmas_core.engine.sequence import Sequence as EngineSequence
+from latentmas_core.errors import SegmentError
+from latentmas_core.latent.memory import Memory, Placement
+from latentmas_core.latent.rotary import rotate_keys
+from latentmas_core.latent.segment import KVRows, Segment, SegmentTensors
+
+
+class MemoryStore:
+    """Creates, lends, moves and frees ``ResidentMemory`` handles."""
+
+    def __init__(
+        self, blocks: BlockManager, pool: KVPool, *, inv_freq: torch.Tensor, hidden_size: int
+    ) -> None:
+        self.blocks = blocks
+        self.pool = pool
+        self.inv_freq = inv_freq
+        self.hidden_size = hidden_size
+        self.num_offloads = 0
+        self._held: OrderedDict[int, ResidentMemory] = OrderedDict()  # longest unused first
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def num_block_refs(self) -> int:
+        return sum(len(memory.block_table or ()) for memory in self._held.values())
+
+    # What the scheduler asks.
+
+    def num_blocks_to_attach(self, memory: ResidentMemory | None) -> int:
+        """Blocks that ``attach`` will take: to bring the memory back, or to copy its last block."""
+        if memory is None:
+            return 0
+        if memory.block_table is None:
+            return self.blocks.num_blocks_for(memory.num_rows)
+        return 1 if self._must_copy_tail(memory) else 0
+
+    def attach(self, sequence: EngineSequence) -> None:
+        """Give ``sequence`` a block table that begins with the memory it reads."""
+        memory = sequence.turn.memory
+        if memory is None:
+            return
+        assert not memory.is_released, f"{sequence} reads a memory that was released"
+        self._restore(memory)
+        assert memory.block_table is not None, "a restored memory has blocks"
+        memory.num_readers += 1
+        if self._must_copy_tail(memory):
+            *full, tail = memory.block_table
+            self.blocks.share(full)
+            (copy,) = self.blocks.allocate(1)
+            self.pool.copy_block(tail, copy)
+            sequence.block_table = [*full, copy]
+            return
+        self.blocks.share(memory.block_table)
+        sequence.block_table = list(memory.block_table)
+        if memory.num_rows % self.blocks.block_size:
+            memory.has_appender = sequence.is_appender = True
+
+    def detach(self, sequence: EngineSequence, *, keeps_tail: bool = False) -> None:
+        """End the reading; with ``keeps_tail`` the rows appended behind the memory live on."""
+        memory = sequence.turn.memory
+        if memory is None:
+            return
+        memory.num_readers -= 1
+        if sequence.is_appender and not keeps_tail:
+            memory.has_appender = False
+        sequence.is_appender = False
+        if not memory.is_released:
+            self._held.move_to_end(id(memory))
+
+    def make_room(self, num_blocks: int, *, spared: ResidentMemory | None = None) -> bool:
+        """True if ``num_blocks`` are free, after moving idle memories out if that helps."""
+        idle = [m for m in self._held.values() if self._is_idle(m) and m is not spared]
+        num_reclaimable = sum(len(memory.block_table or ()) for memory in idle)
+        if self.blocks.num_free + num_reclaimable < num_blocks:
+            return False
+        for memory in idle:
+            if self.blocks.can_allocate(num_blocks):
+                break
+            self._offload(memory)
+        return self.blocks.can_allocate(num_blocks)
+
+    # What the engine asks.
+
+    def adopt(self, sequence: EngineSequence, segment: Segment) -> ResidentMemory:
+        """A handle on what a finished sequence read and wrote; takes references of its own."""
+        memory = sequence.memory.followed_by(segment)
+        block_table = sequence.block_table[: self.blocks.num_blocks_for(memory.num_rows)]
+        self.blocks.share(block_table)
+        latents = dict(sequence.turn.memory.latents) if sequence.turn.memory else {}
+        latents[segment.segment_id] = self._stack(sequence.latents)
+        return self._hold(ResidentMemory(memory, latents, block_table=block_table))
+
+    def assemble(self, target: Memory, sources: Sequence[ResidentMemory]) -> ResidentMemory:
+        """A new memory whose rows are copied from ``sources``, keys moved to where they belong."""
+        rows = KVRows.concatenate([self._read(p, sources) for p in target.placements])
+        latents = {
+            segment.segment_id: _find(segment, sources).latents_of(segment)
+            for segment in target.segments
+        }
+        return self._place(ResidentMemory(target, latents, staged=rows))
+
+    def export(self, memory: ResidentMemory, segments: Iterable[Segment]) -> list[SegmentTensors]:
+        """Copies of the rows of some segments, keys at the positions they were computed at."""
+        return [
+            SegmentTensors(memory.latents_of(segment), self._read(Placement(segment), [memory]))
+            for segment in segments
+        ]
+
+    def load(self, memory: Memory, tensors: Mapping[str, SegmentTensors]) -> ResidentMemory:
+        """A memory from the content of its segments, by segment id; it takes blocks when read."""
+        runs = [self._moved(tensors[p.segment.segment_id].kv, p.shift) for p in memory.placements]
+        latents = {
+            segment.segment_id: tensors[segment.segment_id].latents for segment in memory.segments
+        }
+        return self._hold(ResidentMemory(memory, latents, staged=KVRows.concatenate(runs)))
+
+    def release(self, memory: ResidentMemory) -> None:
+        """Free a memory. What still reads its blocks has references of its own."""
+        assert not memory.is_released, f"memory {memory.memory.segment_ids} is released twice"
+        del self._held[id(memory)]
+        memory.is_released = True
+        self.blocks.free(memory.block_table or ())
+        memory.block_table = memory.staged = None
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError if a handle is neither in blocks nor staged, or lends wrongly."""
+        for memory in self._held.values():
+            is_placed, is_staged = memory.block_table is not None, memory.staged is not None
+            assert is_placed != is_staged, f"placed={is_placed}, staged={is_staged}"
+            assert memory.num_readers >= 0, f"num_readers={memory.num_readers}"
+
+    def _hold(self, memory: ResidentMemory) -> ResidentMemory:
+        self._held[id(memory)] = memory
+        return memory
+
+    def _place(self, memory: ResidentMemory) -> ResidentMemory:
+        if self.make_room(self.blocks.num_blocks_for(memory.num_rows)):
+            self._restore(memory)
+        return self._hold(memory)
+
+    def _must_copy_tail(self, memory: ResidentMemory) -> bool:
+        return memory.has_appender and memory.num_rows % self.blocks.block_size != 0
+
+    def _is_idle(self, memory: ResidentMemory) -> bool:
+        return memory.num_readers == 0 and memory.block_table is not None
+
+    def _slots(self, memory: ResidentMemory, start: int, end: int) -> torch.Tensor:
+        assert memory.block_table is not None, "slots of a memory that is not in blocks"
+        return self.pool.slots(memory.block_table, start, end)
+
+    def _offload(self, memory: ResidentMemory) -> None:
+        rows = self.pool.read(self._slots(memory, 0, memory.num_rows))
+        memory.staged = KVRows(rows.keys.cpu(), rows.values.cpu())
+        self.blocks.free(memory.block_table or ())
+        memory.block_table = None
+        memory.has_appender = False
+        self.num_offloads += 1
+
+    def _restore(self, memory: ResidentMemory) -> None:
+        if memory.staged is None:
+            return
+        memory.block_table = self.blocks.allocate(self.blocks.num_blocks_for(memory.num_rows))
+        self.pool.write(self._slots(memory, 0, memory.num_rows), memory.staged)
+        memory.staged = None
+
+    def _read(self, target: Placement, sources: Sequence[ResidentMemory]) -> KVRows:
+        source = _find(target.segment, sources)
+        start, placed = source.locate(target.segment)
+        end = start + target.segment.num_rows
+        if source.staged is not None:
+            rows = source.staged.select(start, end).to(self.pool.device)
+        else:
+            rows = self.pool.read(self._slots(source, start, end))
+        return self._moved(rows, target.shift - placed.shift)
+
+    def _moved(self, rows: KVRows | None, shift: int) -> KVRows:
+        assert rows is not None, "a segment without keys and values is prefilled again, not loaded"
+        return KVRows(rotate_keys(rows.keys, shift, self.inv_freq), rows.values)
+
+    def _stack(self, latents: list[torch.Tensor]) -> torch.Tensor:
+        if latents:
+            return torch.stack(latents)
+        return self.pool.keys.new_empty(0, self.hidden_size)
+
+
+def _find(segment: Segment, sources: Sequence[ResidentMemory]) -> ResidentMemory:
+    for source in sources:
+        if source.holds(segment):
+            return source
+    raise SegmentError(
+        f"segment {segment.segment_id} of agent {segment.agent!r} is in none of the "
+        f"{len(sources)} memories at hand. Hand over the whole memory it was computed in.",
+        param="memory",
+    )

@@ -1,0 +1,116 @@
+"""The only forward pass: rows of many sequences, thinking and speaking, in one flat batch.
+
+A row is always an embedding: of a prompt token, of a sampled token, or of a latent thought. Logits
+are computed only for rows that are sampled. Knows no scheduling; it is told what to compute.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from latentmas_core.engine.attention import (
+    ATTENTION_NAME,
+    SequenceRows,
+    can_read_pages,
+    prepare_batch,
+)
+from latentmas_core.engine.fused import fuse_model
+from latentmas_core.engine.kv_pool import KVPool
+from latentmas_core.engine.model_loader import LoadedModel
+from latentmas_core.engine.packed_linear import can_pack
+from latentmas_core.engine.sampler import choose_tokens
+from latentmas_core.engine.scheduler import ScheduledRows
+from latentmas_core.engine.sequence import NextRow
+from latentmas_core.latent.realignment import realignment_of
+
+
+class ModelRunner:
+    """Computes scheduled rows and appends to each sequence the row that follows from them."""
+
+    def __init__(self, loaded: LoadedModel, *, is_realigned: bool) -> None:
+        self.model: Any = loaded.model
+        self.shape = loaded.shape
+        self.device = loaded.model.device
+        self.dtype = loaded.model.dtype
+        self.realign = realignment_of(self.model, is_on=is_realigned)
+        self.model.set_attn_implementation(ATTENTION_NAME)
+        fuse_model(self.model, is_packed=can_pack(self.device, self.dtype))
+        self.is_paged = can_read_pages(self.device, self.dtype)
+        self.inv_freq: torch.Tensor = self._decoder.rotary_emb.inv_freq
+        # transformers does not annotate these two.
+        model: Any = self.model
+        self._embed_tokens: nn.Module = model.get_input_embeddings()
+        self._lm_head: nn.Module = model.get_output_embeddings()
+
+    @property
+    def _decoder(self) -> Any:
+        return self.model.model
+
+    @torch.inference_mode()
+    def step(self, scheduled: Sequence[ScheduledRows], pool: KVPool) -> None:
+        """Compute the rows, write their keys and values, append latents and sampled tokens."""
+        hidden = self._forward(scheduled, pool)  # [num_rows, hidden_size]
+        ends = torch.tensor([rows.num_rows for rows in scheduled]).cumsum(0) - 1
+        thinking, speaking = [], []
+        for (sequence, num_rows), end in zip(scheduled, ends.tolist(), strict=True):
+            if num_rows < sequence.num_uncomputed:
+                continue  # a chunk of a prompt: its last row is not the last that is known
+            if sequence.next_row is NextRow.LATENT:
+                thinking.append((sequence, end))
+            elif sequence.next_row is NextRow.TOKEN:
+                speaking.append((sequence, end))
+        if thinking:
+            latents = self.realign(self._rows(hidden, [end for _, end in thinking]))
+            for (sequence, _), latent in zip(thinking, latents, strict=True):
+                sequence.latents.append(latent)
+        if speaking:
+            logits = self._lm_head(self._rows(hidden, [end for _, end in speaking]))
+            choosers = [sequence.chooser for sequence, _ in speaking]
+            for (sequence, _), token in zip(speaking, choose_tokens(logits, choosers), strict=True):
+                sequence.output_ids.append(token)
+
+    def _forward(self, scheduled: Sequence[ScheduledRows], pool: KVPool) -> torch.Tensor:
+        batch = prepare_batch(
+            [SequenceRows(s.block_table, s.num_slots, n) for s, n in scheduled],
+            pool,
+            num_groups=self.shape.num_heads // self.shape.num_kv_heads,
+            is_paged=self.is_paged,
+        )
+        output = self._decoder(
+            inputs_embeds=self._embed(scheduled)[None],
+            position_ids=self._positions(scheduled)[None],
+            use_cache=False,
+            batch=batch,
+        )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _embed(self, scheduled: Sequence[ScheduledRows]) -> torch.Tensor:
+        """The inputs of the scheduled rows [num_rows, hidden_size]."""
+        token_ids: list[int] = []
+        latent_rows: list[int] = []
+        latents: list[torch.Tensor] = []
+        for sequence, num_rows in scheduled:
+            inputs = sequence.inputs(sequence.num_computed, sequence.num_computed + num_rows)
+            latent_rows += range(
+                len(token_ids) + len(inputs.before),
+                len(token_ids) + len(inputs.before) + len(inputs.latents),
+            )
+            latents += inputs.latents
+            # Token 0 keeps the place of a latent and is overwritten below.
+            token_ids += [*inputs.before, *([0] * len(inputs.latents)), *inputs.after]
+        embeddings: torch.Tensor = self._embed_tokens(torch.tensor(token_ids, device=self.device))
+        if latents:
+            rows = torch.tensor(latent_rows, device=self.device)
+            embeddings[rows] = torch.stack(latents).to(embeddings)
+        return embeddings
+
+    def _positions(self, scheduled: Sequence[ScheduledRows]) -> torch.Tensor:
+        starts = [(s.first_position + s.num_computed, n) for s, n in scheduled]
+        positions = torch.cat([torch.arange(start, start + n) for start, n in starts])
+        return positions.to(self.device)
+
+    def _rows(self, hidden: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        return hidden[torch.tensor(rows, device=self.device)]

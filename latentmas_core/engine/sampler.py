@@ -1,0 +1,62 @@
+"""Chooses the next token of each row. Knows logits and options, not sequences or models.
+
+Every request draws from a generator of its own, one number per token, so the same request with the
+same seed says the same whatever shares its batch.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from latentmas_core.config import SamplingParams
+
+
+@dataclass
+class TokenChooser:
+    """The sampling state of one sequence."""
+
+    params: SamplingParams
+    generator: random.Random
+
+    @classmethod
+    def from_params(cls, params: SamplingParams) -> "TokenChooser":
+        return cls(params, random.Random(params.seed))
+
+
+def choose_tokens(logits: torch.Tensor, choosers: Sequence[TokenChooser]) -> list[int]:
+    """One token id per row of ``logits`` [num_rows, vocab_size]."""
+    tokens = logits.argmax(dim=-1)
+    sampled = [row for row, chooser in enumerate(choosers) if not chooser.params.is_greedy]
+    if sampled:
+        rows = torch.tensor(sampled, device=logits.device)
+        tokens[rows] = _sample(logits[rows], [choosers[row] for row in sampled])
+    chosen: list[int] = tokens.tolist()
+    return chosen
+
+
+def _sample(logits: torch.Tensor, choosers: Sequence[TokenChooser]) -> torch.Tensor:
+    """Inverse transform sampling over the tokens that top-k and top-p leave, likeliest first."""
+    device = logits.device
+    temperature = torch.tensor([c.params.temperature for c in choosers], device=device)
+    scaled, order = (logits.float() / temperature[:, None]).sort(dim=-1, descending=True)
+    probabilities = scaled.softmax(dim=-1)
+    probabilities = probabilities.masked_fill(_cut(probabilities, choosers), 0.0)
+    cumulative = probabilities.cumsum(dim=-1)
+    draws = torch.tensor([[c.generator.random()] for c in choosers], device=device)
+    picks = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
+    # A draw next to 1 may fall behind the last token that is left: take that one.
+    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    return order.gather(1, picks.minimum(last))[:, 0]
+
+
+def _cut(probabilities: torch.Tensor, choosers: Sequence[TokenChooser]) -> torch.Tensor:
+    """True where top-k or top-p leaves a token out; ``probabilities`` sorted, descending."""
+    vocab_size = probabilities.shape[-1]
+    device = probabilities.device
+    top_p = torch.tensor([c.params.top_p for c in choosers], device=device)
+    top_k = torch.tensor([c.params.top_k or vocab_size for c in choosers], device=device)
+    mass_before = probabilities.cumsum(dim=-1) - probabilities
+    ranks = torch.arange(vocab_size, device=device)
+    return (mass_before >= top_p[:, None]) | (ranks >= top_k[:, None])

@@ -1,0 +1,169 @@
+"""Decides which rows the next step computes. Knows blocks and sequences, no tensors.
+
+Rows of sequences that think or speak go first, one each; what is left of the step's budget goes to
+prompts, in chunks, oldest first. When a speaking sequence finds no block, idle memories are moved
+out of the pool, then the youngest sequence is preempted.
+"""
+
+from collections import deque
+from typing import NamedTuple, Protocol
+
+from latentmas_core.engine.block_manager import BlockManager
+from latentmas_core.engine.resident import ResidentMemory
+from latentmas_core.engine.sequence import Sequence
+
+
+class ScheduledRows(NamedTuple):
+    """The next ``num_rows`` known rows of a sequence."""
+
+    sequence: Sequence
+    num_rows: int
+
+
+class MemoryAccess(Protocol):
+    """What the scheduler asks of the store of memories."""
+
+    def num_blocks_to_attach(self, memory: ResidentMemory | None) -> int: ...
+    def attach(self, sequence: Sequence) -> None: ...
+    def detach(self, sequence: Sequence, *, keeps_tail: bool = False) -> None: ...
+    def make_room(self, num_blocks: int, *, spared: ResidentMemory | None = None) -> bool: ...
+
+
+class Scheduler:
+    """Waiting and running sequences, admitted by blocks in the order they came."""
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        memories: MemoryAccess,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+    ) -> None:
+        self.blocks = blocks
+        self.memories = memories
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def schedule(self) -> list[ScheduledRows]:
+        """The rows of the next step, sequences with one row first; empty if nothing can run."""
+        scheduled: dict[int, ScheduledRows] = {}
+        budget = self._schedule_running(scheduled)
+        self._admit(scheduled, budget)
+        return sorted(scheduled.values(), key=lambda rows: rows.num_rows > 1)
+
+    def advance(self, scheduled: list[ScheduledRows]) -> None:
+        """Note that the scheduled rows are computed and let their full blocks be found again."""
+        for sequence, num_rows in scheduled:
+            sequence.num_computed += num_rows
+            self._publish(sequence)
+
+    def remove(self, sequence: Sequence, *, keeps_tail: bool = False) -> None:
+        """Forget a sequence and drop its references, wherever it is."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._free(sequence, keeps_tail=keeps_tail)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def _schedule_running(self, scheduled: dict[int, ScheduledRows]) -> int:
+        budget = self.max_num_batched_tokens
+        for sequence in sorted(self.running, key=lambda sequence: sequence.num_uncomputed > 1):
+            if sequence not in self.running:
+                continue  # preempted for an older one
+            num_rows = min(sequence.num_uncomputed, budget)
+            if num_rows == 0 or not self._ensure_blocks(sequence, num_rows, scheduled):
+                continue
+            scheduled[sequence.sequence_id] = ScheduledRows(sequence, num_rows)
+            budget -= num_rows
+        return budget
+
+    def _admit(self, scheduled: dict[int, ScheduledRows], budget: int) -> None:
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            if not self._make_room_for(sequence):
+                return
+            self.waiting.popleft()
+            self._start(sequence)
+            num_rows = min(sequence.num_uncomputed, budget)
+            scheduled[sequence.sequence_id] = ScheduledRows(sequence, num_rows)
+            budget -= num_rows
+
+    def _make_room_for(self, sequence: Sequence) -> bool:
+        """Room for everything up to the last latent step, so that only speaking grows later."""
+        memory = sequence.turn.memory
+        num_blocks = self._num_own_blocks(sequence) + self.memories.num_blocks_to_attach(memory)
+        return self.memories.make_room(num_blocks, spared=memory)
+
+    def _num_own_blocks(self, sequence: Sequence) -> int:
+        num_rows = sequence.num_known + sequence.num_latents_due - len(sequence.latents)
+        num_slots = sequence.num_memory_rows + num_rows
+        num_memory_blocks = self.blocks.num_blocks_for(sequence.num_memory_rows)
+        return self.blocks.num_blocks_for(num_slots) - num_memory_blocks
+
+    def _start(self, sequence: Sequence) -> None:
+        self.memories.attach(sequence)
+        if sequence.turn.memory is None:
+            self._reuse_prefix(sequence)
+        num_rows = sequence.num_known + sequence.num_latents_due - len(sequence.latents)
+        num_blocks = self.blocks.num_blocks_for(sequence.num_memory_rows + num_rows)
+        sequence.block_table += self.blocks.allocate(num_blocks - len(sequence.block_table))
+        self.running.append(sequence)
+
+    def _reuse_prefix(self, sequence: Sequence) -> None:
+        # The last prompt row is always computed: what follows is found out from its hidden state.
+        num_reusable = (len(sequence.token_ids) - 1) // self.blocks.block_size
+        block_ids = self.blocks.match_prefix(sequence.prefix_keys[:num_reusable])
+        sequence.block_table = block_ids
+        sequence.num_published = len(block_ids)
+        sequence.num_computed = len(block_ids) * self.blocks.block_size
+        if sequence.num_preemptions == 0:
+            sequence.num_cached_tokens = sequence.num_computed
+
+    def _ensure_blocks(
+        self, sequence: Sequence, num_rows: int, scheduled: dict[int, ScheduledRows]
+    ) -> bool:
+        """Blocks for the next rows; False if ``sequence`` itself had to give way."""
+        num_missing = self.blocks.num_blocks_for(sequence.num_slots + num_rows)
+        num_missing -= len(sequence.block_table)
+        while num_missing > 0 and not self.memories.make_room(num_missing):
+            victim = self.running[-1]
+            assert victim is not sequence or len(self.running) > 1, (
+                f"{sequence} needs {num_missing} blocks of an empty pool; it was not checked"
+            )
+            scheduled.pop(victim.sequence_id, None)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        if num_missing > 0:
+            sequence.block_table += self.blocks.allocate(num_missing)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._free(sequence)
+        sequence.forget_computed()
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _free(self, sequence: Sequence, *, keeps_tail: bool = False) -> None:
+        self.blocks.free(sequence.block_table)
+        sequence.block_table = []
+        self.memories.detach(sequence, keeps_tail=keeps_tail)
+
+    def _publish(self, sequence: Sequence) -> None:
+        num_full = sequence.num_computed // self.blocks.block_size
+        for index in range(sequence.num_published, min(num_full, len(sequence.prefix_keys))):
+            self.blocks.publish(sequence.block_table[index], sequence.prefix_keys[index])
+            sequence.num_published = index + 1

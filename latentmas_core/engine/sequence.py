@@ -1,0 +1,164 @@
+"""One turn on its way through the engine: its rows, its blocks, what is computed. No torch ops.
+
+The rows of a sequence are, in order: prompt tokens, latent steps, sampled tokens. A row is *known*
+once its input is; the row behind the last known one is found out by computing that one. A preempted
+sequence forgets what was computed but not what is known, so it comes back by a plain prefill.
+"""
+
+from collections.abc import Callable
+from enum import Enum, auto
+from itertools import count
+from typing import NamedTuple
+
+import torch
+
+from latentmas_core.config import SamplingParams
+from latentmas_core.engine.block_manager import PrefixKey
+from latentmas_core.engine.detokenizer import Detokenizer
+from latentmas_core.engine.resident import ResidentMemory
+from latentmas_core.engine.sampler import TokenChooser
+from latentmas_core.engine.turn import Turn, TurnEvent
+from latentmas_core.errors import LatentMASError
+from latentmas_core.latent.memory import Memory
+from latentmas_core.latent.segment import Segment
+
+EventSink = Callable[[TurnEvent | LatentMASError], None]
+
+_ids = count()
+
+
+class NextRow(Enum):
+    """What computing the last known row is good for."""
+
+    LATENT = auto()
+    TOKEN = auto()
+    NOTHING = auto()
+
+
+class RowInputs(NamedTuple):
+    """The inputs of a run of rows: prompt tokens, then latents, then sampled tokens."""
+
+    before: tuple[int, ...]
+    latents: list[torch.Tensor]
+    after: list[int]
+
+
+class Sequence:
+    """The state of one turn; owned by the engine's thread."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        *,
+        sink: EventSink,
+        detokenizer: Detokenizer,
+        prefix_keys: list[PrefixKey],
+    ) -> None:
+        self.sequence_id = next(_ids)
+        self.turn = turn
+        self.sink = sink
+        self.detokenizer = detokenizer
+        self.prefix_keys = prefix_keys
+        self.num_reported_outputs = 0
+        self.has_reported_thought = False
+        self.handed_over: ResidentMemory | None = None
+
+        self.token_ids = turn.recall.segment.token_ids if turn.recall else turn.prompt_ids
+        self.latents: list[torch.Tensor] = list(turn.recall.latents) if turn.recall else []
+        self.output_ids: list[int] = []
+        self.chooser = TokenChooser.from_params(turn.sampling or SamplingParams())
+        self.num_latents_due = len(self.latents) + turn.num_latent_steps
+
+        self.block_table: list[int] = []
+        self.is_appender = False
+        self.num_computed = 0
+        self.num_published = 0
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.sequence_id}, agent={self.turn.agent!r}, computed={self.num_computed}"
+            f"/{self.num_known}, latents={len(self.latents)}/{self.num_latents_due}, "
+            f"outputs={len(self.output_ids)}, blocks={len(self.block_table)})"
+        )
+
+    @property
+    def memory(self) -> Memory:
+        return self.turn.memory.memory if self.turn.memory else Memory()
+
+    @property
+    def num_memory_rows(self) -> int:
+        return self.turn.memory.num_rows if self.turn.memory else 0
+
+    @property
+    def first_position(self) -> int:
+        recall = self.turn.recall
+        return recall.segment.first_position if recall else self.memory.next_position
+
+    @property
+    def num_known(self) -> int:
+        return len(self.token_ids) + len(self.latents) + len(self.output_ids)
+
+    @property
+    def num_uncomputed(self) -> int:
+        return self.num_known - self.num_computed
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that are filled: the memory and the computed rows."""
+        return self.num_memory_rows + self.num_computed
+
+    @property
+    def max_rows(self) -> int:
+        """Rows that will have been computed at the latest end (the last sample is not fed)."""
+        sampling = self.turn.sampling
+        num_outputs = sampling.max_tokens - 1 if sampling else 0
+        return len(self.token_ids) + self.num_latents_due + num_outputs
+
+    @property
+    def num_executed_steps(self) -> int:
+        """Latent steps whose row was computed by this turn."""
+        num_given = self.turn.recall.segment.num_latents if self.turn.recall else 0
+        return len(self.latents) - num_given
+
+    @property
+    def has_thought(self) -> bool:
+        """Whether every latent step that is due was computed."""
+        return self.num_computed >= len(self.token_ids) + self.num_latents_due
+
+    @property
+    def next_row(self) -> NextRow:
+        if len(self.latents) < self.num_latents_due:
+            return NextRow.LATENT
+        return NextRow.TOKEN if self.turn.sampling else NextRow.NOTHING
+
+    def inputs(self, start: int, end: int) -> RowInputs:
+        """The inputs of the known rows ``start`` .. ``end - 1``."""
+        num_tokens, num_latents = len(self.token_ids), len(self.latents)
+        first_output = num_tokens + num_latents
+        return RowInputs(
+            self.token_ids[start:end],
+            self.latents[max(start - num_tokens, 0) : max(end - num_tokens, 0)],
+            self.output_ids[max(start - first_output, 0) : max(end - first_output, 0)],
+        )
+
+    def forget_computed(self) -> None:
+        """Back to the start: nothing is computed, everything known stays known."""
+        self.block_table = []
+        self.is_appender = False
+        self.num_computed = 0
+        self.num_published = 0
+
+    def as_segment(self, fingerprint: str) -> Segment:
+        """What this turn leaves behind: prompt and latent rows, without the sampled ones."""
+        if self.turn.recall:
+            return self.turn.recall.segment
+        return Segment(
+            agent=self.turn.agent,
+            fingerprint=fingerprint,
+            first_position=self.first_position,
+            token_ids=self.token_ids,
+            num_latents=len(self.latents),
+            context=self.memory.seen,
+        )

@@ -1,0 +1,73 @@
+"""What an engine is asked for and what it answers: one agent's turn. Plain data, no scheduling."""
+
+from dataclasses import dataclass
+
+import torch
+
+from latentmas_core.config import SamplingParams
+from latentmas_core.engine.resident import ResidentMemory
+from latentmas_core.latent.segment import Segment
+
+
+@dataclass(frozen=True)
+class Recall:
+    """A thought of an earlier computation, to be prefilled again as it was (``embeddings``).
+
+    latents: [segment.num_latents, hidden_size], the input embeddings of its latent steps.
+    """
+
+    segment: Segment
+    latents: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Prefill ``prompt_ids`` behind ``memory``, think ``num_latent_steps``, then maybe speak.
+
+    Without ``sampling`` nothing is sampled and no logits are computed. ``keeps_memory`` hands the
+    turn's own segment, behind the memory it read, over at the end. With ``recall`` the rows and
+    their positions are those of the recalled segment; ``prompt_ids`` stays empty.
+    """
+
+    agent: str
+    prompt_ids: tuple[int, ...] = ()
+    memory: ResidentMemory | None = None
+    num_latent_steps: int = 0
+    sampling: SamplingParams | None = None
+    keeps_memory: bool = False
+    recall: Recall | None = None
+
+
+@dataclass(frozen=True)
+class Thought:
+    """The latent steps of the turn are done."""
+
+    num_latent_steps: int
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """A piece of the answer that splits no character."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TurnDone:
+    """The last event of a turn. ``memory`` is the receiver's to release.
+
+    ``num_latent_steps`` counts the steps that were executed; ``finish_reason`` is "stop" or
+    "length" where text was written, and "thought" where not.
+    """
+
+    memory: ResidentMemory | None
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_latent_steps: int
+    output_ids: tuple[int, ...]
+    text: str
+    finish_reason: str
+    num_preemptions: int
+
+
+TurnEvent = Thought | TextDelta | TurnDone

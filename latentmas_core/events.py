@@ -1,0 +1,46 @@
+"""What happens while a question is reasoned about, in the order it happens. Plain data only."""
+
+from dataclasses import dataclass
+
+from latentmas_core.result import AgentTrace, Result
+
+
+@dataclass(frozen=True)
+class AgentStarted:
+    """An agent's turn was handed to an engine."""
+
+    agent: str
+    stage: str
+
+
+@dataclass(frozen=True)
+class AgentThought:
+    """An agent finished its latent steps."""
+
+    agent: str
+    latent_steps: int
+
+
+@dataclass(frozen=True)
+class AgentFinished:
+    """An agent's turn ended; its trace says what it did."""
+
+    agent: str
+    trace: AgentTrace
+
+
+@dataclass(frozen=True)
+class AnswerDelta:
+    """A piece of the speaker's answer; pieces never split a character."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerDone:
+    """The run ended well; nothing follows."""
+
+    result: Result
+
+
+Event = AgentStarted | AgentThought | AgentFinished | AnswerDelta | AnswerDone

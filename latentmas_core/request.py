@@ -1,0 +1,58 @@
+"""One question and how it is to be reasoned about: the same fields in process and over HTTP."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from latentmas_core.config import MAX_LATENT_STEPS, FrozenModel
+from latentmas_core.latent.memory import MergeRule
+
+DEFAULT_PIPELINE = "hierarchical"
+
+
+class Mode(StrEnum):
+    """What agents exchange: latent memory, text, or nothing (one agent answers alone)."""
+
+    LATENT = "latent"
+    TEXT = "text"
+    SINGLE = "single"
+
+
+class Handoff(StrEnum):
+    """How a latent thought reaches the next agent.
+
+    KV: the keys and values themselves. EMBEDDINGS: tokens and latent vectors, prefilled again by
+    the receiver. TEXT: the agent thinks, then writes down what it hands over.
+    """
+
+    KV = "kv"
+    EMBEDDINGS = "embeddings"
+    TEXT = "text"
+
+
+class Carry(StrEnum):
+    """Which rows of a thought are handed over: prompt and latents, or the latents alone."""
+
+    ALL = "all"
+    LATENTS = "latents"
+
+
+class ReasonRequest(FrozenModel):
+    """A question with everything that may be chosen per request; None means: as the agent says."""
+
+    question: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    pipeline: str = DEFAULT_PIPELINE
+    mode: Mode = Mode.LATENT
+    latent_steps: int | None = Field(default=None, ge=0, le=MAX_LATENT_STEPS)
+    handoff: Handoff = Handoff.KV
+    carry: Carry = Carry.ALL
+    merge: MergeRule | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
+    top_k: int | None = Field(default=None, ge=1)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    system_prompt: str | None = None

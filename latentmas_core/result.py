@@ -1,0 +1,60 @@
+"""What a run returns, in process and over HTTP alike."""
+
+from pydantic import ConfigDict, Field
+
+from latentmas_core.config import FrozenModel
+from latentmas_core.request import Mode
+
+
+class AgentTrace(FrozenModel):
+    """What one agent really did. ``text`` is empty for an agent that only thought."""
+
+    name: str
+    role: str
+    adapter: str
+    mode: Mode
+    latent_steps: int
+    prompt_tokens: int
+    completion_tokens: int
+    latency_ms: float
+    text: str = ""
+
+
+class Usage(FrozenModel):
+    """Sums over all agents of a run."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latent_steps: int = 0
+
+    @classmethod
+    def of(cls, agents: tuple[AgentTrace, ...]) -> "Usage":
+        return cls(
+            prompt_tokens=sum(agent.prompt_tokens for agent in agents),
+            completion_tokens=sum(agent.completion_tokens for agent in agents),
+            latent_steps=sum(agent.latent_steps for agent in agents),
+        )
+
+
+class Transfer(FrozenModel):
+    """What hand-offs cost: stages executed, hops between groups, and bytes that crossed them."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    stages: int = 0
+    hops: int = 0
+    num_bytes: int = Field(default=0, serialization_alias="bytes", validation_alias="bytes")
+
+
+class Result(FrozenModel):
+    """A final answer and how it came about."""
+
+    id: str
+    final_answer: str
+    pipeline: str
+    mode: Mode
+    agents: tuple[AgentTrace, ...]
+    usage: Usage
+    latency_ms: float
+    transfer: Transfer = Transfer()
+    finish_reason: str = "stop"
