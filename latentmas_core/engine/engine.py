@@ -35,6 +35,7 @@ from latentmas_core.engine.sequence import Sequence as EngineSequence
 from latentmas_core.engine.stats import Counters, EngineStats
 from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone, TurnEvent
 from latentmas_core.errors import EngineError, LatentMASError
+from latentmas_core.latent.codec import KVLayout, PackedSegments, pack
 from latentmas_core.latent.memory import Memory, MergeRule, check_same_model, merge
 from latentmas_core.latent.segment import Segment, SegmentTensors
 
@@ -49,11 +50,25 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig, loaded: LoadedModel | None = None) -> None:
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
         self.config = config
-        loaded = loaded or _load(config)
+        self._counters = Counters()
+        self._sequences: dict[int, EngineSequence] = {}
+        self._inbox = Inbox()
+        self._is_closed = False
+        # All torch work is done on this one thread, from loading on: a second thread would have an
+        # OpenMP team of its own, and teams that outnumber the cores slow every step of each other.
+        self._thread = threading.Thread(target=self._loop, name="latentmas-engine", daemon=True)
+        self._thread.start()
+        try:
+            self._inbox.call_and_wait(lambda: self._set_up(loaded or _load(config)))
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self, loaded: LoadedModel) -> None:
+        config = self.config
         self.model_name = loaded.name
+        self.dtype = loaded.model.dtype
         self.fingerprint = loaded.fingerprint
         self.shape = loaded.shape
         self.tokenizer = loaded.tokenizer
@@ -79,12 +94,6 @@ class Engine:
             max_latent_steps=config.max_latent_steps,
             fingerprint=loaded.fingerprint,
         )
-        self._counters = Counters()
-        self._sequences: dict[int, EngineSequence] = {}
-        self._inbox = Inbox()
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._loop, name="latentmas-engine", daemon=True)
-        self._thread.start()
 
     def __enter__(self) -> "Engine":
         return self
@@ -175,6 +184,12 @@ class Engine:
         """Copies of what some segments of a memory hold, on the engine's device."""
         return await self._inbox.call(lambda: self.memories.export(memory, segments))
 
+    async def pack(
+        self, memory: ResidentMemory, segments: Sequence[Segment], *, has_kv: bool = True
+    ) -> PackedSegments:
+        """Some segments of a memory in one buffer, ready for the wire."""
+        return await self._inbox.call(lambda: self._pack(memory, segments, has_kv=has_kv))
+
     async def load(self, memory: Memory, tensors: Mapping[str, SegmentTensors]) -> ResidentMemory:
         """A memory from the content of its segments; takes blocks when it is first read."""
         check_same_model(memory.segments, self.fingerprint)
@@ -197,6 +212,8 @@ class Engine:
     # Everything below runs on the engine's thread.
 
     def _loop(self) -> None:
+        if self.config.num_threads is not None:
+            torch.set_num_threads(self.config.num_threads)
         can_step = False
         while not self._is_closed:
             self._inbox.run_commands(is_blocking=not can_step)
@@ -294,6 +311,18 @@ class Engine:
             num_preemptions=sequence.num_preemptions,
         )
         self._emit(sequence, done)
+
+    def _pack(
+        self, memory: ResidentMemory, segments: Sequence[Segment], *, has_kv: bool
+    ) -> PackedSegments:
+        shape = self.shape
+        return pack(
+            segments,
+            self.memories.export(memory, segments),
+            KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.hidden_size),
+            dtype=self.dtype,
+            has_kv=has_kv,
+        )
 
     def _emit_text(self, sequence: EngineSequence, text: str) -> None:
         if text:

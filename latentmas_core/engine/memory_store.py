@@ -122,12 +122,17 @@ class MemoryStore:
         ]
 
     def load(self, memory: Memory, tensors: Mapping[str, SegmentTensors]) -> ResidentMemory:
-        """A memory from the content of its segments, by segment id; it takes blocks when read."""
-        runs = [self._moved(tensors[p.segment.segment_id].kv, p.shift) for p in memory.placements]
-        latents = {
-            segment.segment_id: tensors[segment.segment_id].latents for segment in memory.segments
-        }
-        return self._hold(ResidentMemory(memory, latents, staged=KVRows.concatenate(runs)))
+        """A memory from the content of its segments, by segment id; it takes blocks when read.
+
+        Where a segment came without keys and values, the memory can only be prefilled again.
+        """
+        contents = {segment_id: tensors[segment_id] for segment_id in memory.segment_ids}
+        latents = {segment_id: content.latents for segment_id, content in contents.items()}
+        staged = None
+        if all(content.kv is not None for content in contents.values()):
+            placed = [(contents[p.segment.segment_id].kv, p.shift) for p in memory.placements]
+            staged = KVRows.concatenate([self._moved(kv, shift) for kv, shift in placed])
+        return self._hold(ResidentMemory(memory, latents, staged=staged))
 
     def release(self, memory: ResidentMemory) -> None:
         """Free a memory. What still reads its blocks has references of its own."""
@@ -138,10 +143,10 @@ class MemoryStore:
         memory.block_table = memory.staged = None
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if a handle is neither in blocks nor staged, or lends wrongly."""
+        """Raise AssertionError if a handle holds its rows twice, or lends wrongly."""
         for memory in self._held.values():
             is_placed, is_staged = memory.block_table is not None, memory.staged is not None
-            assert is_placed != is_staged, f"placed={is_placed}, staged={is_staged}"
+            assert not (is_placed and is_staged), f"{memory} is in blocks and staged"
             assert memory.num_readers >= 0, f"num_readers={memory.num_readers}"
 
     def _hold(self, memory: ResidentMemory) -> ResidentMemory:

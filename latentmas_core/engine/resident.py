@@ -14,7 +14,8 @@ class ResidentMemory:
     """A handle on rows that one engine holds; only that engine's thread changes it.
 
     The rows of ``memory`` stand in the slots 0 .. num_rows - 1 of ``block_table``, in order; while
-    ``block_table`` is None they wait in ``staged``. ``latents`` maps a segment's id to the input
+    ``block_table`` is None they wait in ``staged``. A memory that was sent without keys and values has
+    neither: it must be prefilled again before it is read. ``latents`` maps a segment's id to the input
     embeddings of its latent steps [num_latents, hidden_size].
 
     The slots behind the last row of the last block are empty, so ONE reader may append there

@@ -1,0 +1,98 @@
+"""Turns every error into one JSON shape and the right status; the only place that knows both.
+
+The shape is OpenAI's: {"error": {"message", "type", "param", "code"}}.
+"""
+
+import logging
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from latentmas_core.errors import (
+    ConfigError,
+    ContextLengthError,
+    EngineError,
+    LatentMASError,
+    ModelError,
+    NotFoundError,
+    SegmentError,
+)
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 5
+
+
+class ErrorKind(NamedTuple):
+    """How one class of errors is told to a client."""
+
+    status: int
+    type: str
+    code: str
+
+
+INVALID_REQUEST = ErrorKind(422, "invalid_request_error", "invalid_request")
+INTERNAL = ErrorKind(500, "server_error", "internal_error")
+
+_KINDS: dict[type[LatentMASError], ErrorKind] = {
+    ContextLengthError: ErrorKind(413, "invalid_request_error", "context_length_exceeded"),
+    NotFoundError: ErrorKind(404, "invalid_request_error", "not_found"),
+    ConfigError: INVALID_REQUEST,
+    SegmentError: ErrorKind(422, "invalid_request_error", "memory_mismatch"),
+    ModelError: ErrorKind(500, "server_error", "model_error"),
+    EngineError: ErrorKind(503, "server_error", "unavailable"),
+}
+
+
+def kind_of(error: LatentMASError) -> ErrorKind:
+    return next((kind for cls, kind in _KINDS.items() if isinstance(error, cls)), INTERNAL)
+
+
+def error_body(kind: ErrorKind, message: str, param: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind.type, "param": param, "code": kind.code}}
+
+
+def error_response(kind: ErrorKind, message: str, param: str | None = None) -> JSONResponse:
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if kind.status == 503 else None
+    return JSONResponse(error_body(kind, message, param), kind.status, headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Let ``app`` answer every error in the one shape."""
+
+    @app.exception_handler(LatentMASError)
+    async def known(_: Request, error: LatentMASError) -> JSONResponse:
+        return error_response(kind_of(error), error.message, error.param)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(INVALID_REQUEST, *_first_problem(error))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        kind = ErrorKind(error.status_code, "invalid_request_error", "http_error")
+        return error_response(kind, str(error.detail))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return error_response(INTERNAL, "internal error; see the log of the service.")
+
+
+def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:
+    """Message and field of the first problem: what is wrong, what was got, what is allowed."""
+    problem = error.errors()[0]
+    path = [str(part) for part in problem["loc"] if part != "body"]
+    field = ".".join(path) or None
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field {field!r}. See /docs for the fields of this call.", field
+    if problem["type"] == "json_invalid":
+        return "the body is not valid JSON. Send one JSON object.", None
+    got = problem.get("input")
+    shown = repr(got) if isinstance(got, str | int | float | bool | None) else type(got).__name__
+    if len(shown) > 100:
+        shown = f"{shown[:97]}..."
+    return f"{field or 'body'} is {shown}: {problem['msg']}.", field

@@ -1,0 +1,76 @@
+"""The HTTP face: routes only. What they do is in the reasoner, how they fail in api/errors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, StreamingResponse
+from ray import serve
+
+from deployments.api.errors import ErrorKind, error_response, install_error_handlers
+from deployments.api.streaming import MEDIA_TYPE, server_sent_events
+from deployments.args import AppArgs
+from deployments.reasoner import Reasoner
+from deployments.transport import GroupHandle
+from latentmas_core.request import ReasonRequest
+from latentmas_core.result import Result
+
+
+class ReasonBody(ReasonRequest):
+    """The body of ``POST /v1/reason``; unknown fields are refused."""
+
+    stream: bool = False
+
+    def as_request(self) -> ReasonRequest:
+        return ReasonRequest.model_validate(self.model_dump(exclude={"stream"}))
+
+
+def build_http_app(reasoner: Reasoner) -> FastAPI:
+    """All routes over one reasoner."""
+    app = FastAPI(title="LatentMAS on Ray Serve", redoc_url=None)
+    install_error_handlers(app)
+
+    @app.post("/v1/reason", response_model=Result)
+    async def reason(body: ReasonBody) -> Any:
+        """Ask a question; with ``stream`` the answer comes as server-sent events."""
+        request = body.as_request()
+        reasoner.plan_of(request)
+        if body.stream:
+            events = reasoner.stream(request)
+            return StreamingResponse(server_sent_events(events), media_type=MEDIA_TYPE)
+        return await reasoner.reason(request)
+
+    @app.get("/v1/stats")
+    async def stats() -> dict[str, list[dict[str, Any]]]:
+        """What each replica of each group holds and has done."""
+        return await reasoner.stats()
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Live: the ingress answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", response_model=None)
+    async def readyz() -> dict[str, str] | JSONResponse:
+        """Ready: every group answers."""
+        missing = await reasoner.groups_not_ready()
+        if not missing:
+            return {"status": "ok"}
+        kind = ErrorKind(503, "server_error", "not_ready")
+        return error_response(
+            kind, f"groups that do not answer: {', '.join(missing)}. Retry later."
+        )
+
+    return app
+
+
+@serve.deployment
+@serve.ingress()
+class Ingress:
+    """One application's HTTP ingress; it holds handles, never memories or weights."""
+
+    def __init__(self, args: AppArgs, handles: Mapping[str, GroupHandle]) -> None:
+        self._app = build_http_app(Reasoner(args, handles))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._app

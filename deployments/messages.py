@@ -1,0 +1,59 @@
+"""What crosses a deployment handle: plain picklable data, and references to packed memory."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from latentmas_core.errors import LatentMASError
+from latentmas_core.events import Event
+from latentmas_core.latent.memory import Memory
+from latentmas_core.pipelines.plan import Stage
+from latentmas_core.pipelines.runner import Said
+from latentmas_core.request import ReasonRequest
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Packed segments that lie in the object store. ``ref`` keeps them alive."""
+
+    segment_ids: tuple[str, ...]
+    ref: Any  # ray.ObjectRef, or the packed segments themselves where there is no object store
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class RemoteMemory:
+    """A memory whose segments lie in parcels; held by the ingress, read by replicas."""
+
+    memory: Memory
+    parcels: tuple[Parcel, ...]
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """One stage to be run by a group: what it reads is fetched by the replica itself."""
+
+    stage: Stage
+    memory: RemoteMemory | None
+    transcript: tuple[Said, ...]
+    request: ReasonRequest
+
+
+@dataclass(frozen=True)
+class StageMade:
+    """The end of a stage. With ``memory`` the packed new segments follow as the very last item."""
+
+    memory: Memory | None
+    new_segment_ids: tuple[str, ...]
+    num_bytes: int
+    said: tuple[Said, ...]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class StageFailed:
+    """An error that the caller is to see; sent as data, so that no traceback hides it."""
+
+    error: LatentMASError
+
+
+StageMessage = Event | StageMade | StageFailed

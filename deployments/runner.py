@@ -1,0 +1,67 @@
+"""ServeAgentRunner: runs stages on deployments; memories are references into the object store."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+
+from deployments.messages import Parcel, RemoteMemory, StageCall, StageMade
+from deployments.transport import GroupHandle, stream_stage
+from latentmas_core.events import Event
+from latentmas_core.latent.memory import merge
+from latentmas_core.pipelines.plan import Stage
+from latentmas_core.pipelines.runner import StageDone, StageInputs
+from latentmas_core.request import ReasonRequest
+
+StageItem = Event | StageDone[RemoteMemory]
+
+
+class ServeAgentRunner:
+    """An ``AgentRunner`` over deployment handles, one per group. No memory passes through it."""
+
+    def __init__(self, handles: Mapping[str, GroupHandle]) -> None:
+        self._handles = handles
+
+    def think(
+        self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
+    ) -> AsyncGenerator[StageItem, None]:
+        return self._run(stage, inputs, request)
+
+    def speak(
+        self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
+    ) -> AsyncGenerator[StageItem, None]:
+        return self._run(stage, inputs, request)
+
+    async def release(self, memory: RemoteMemory) -> None:
+        """Nothing to do: the object store frees a parcel with its last reference."""
+
+    async def _run(
+        self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
+    ) -> AsyncGenerator[StageItem, None]:
+        call = StageCall(stage, _join(stage, inputs, request), inputs.transcript, request)
+        made: StageMade | None = None
+        parcels = call.memory.parcels if call.memory else ()
+        async with aclosing(stream_stage(self._handles[stage.group], call)) as messages:
+            async for message in messages:
+                if isinstance(message, StageMade):
+                    made = message
+                elif isinstance(message, Parcel):
+                    parcels = (*parcels, message)
+                else:
+                    yield message
+        assert made is not None, f"stage {stage.name!r} ended without StageMade"
+        yield StageDone(
+            memory=RemoteMemory(made.memory, parcels) if made.memory else None,
+            said=made.said,
+            num_bytes=made.num_bytes,
+            finish_reason=made.finish_reason,
+        )
+
+
+def _join(
+    stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
+) -> RemoteMemory | None:
+    """One memory out of the parents': descriptions are merged here, tensors by the replica."""
+    if not inputs.memories:
+        return None
+    memory = merge([m.memory for m in inputs.memories], request.merge or stage.merge)
+    parcels = {p.segment_ids: p for m in inputs.memories for p in m.parcels}
+    return RemoteMemory(memory, tuple(parcels.values()))

@@ -1,0 +1,117 @@
+"""The one place that knows object references and underscore API of Ray.
+
+A stage streams small messages and, last, one packed buffer. What a streaming call yields is owned
+by the caller and outlives the replica that made it; the ingress holds the reference, never the
+bytes. The buffer travels as a numpy array: read without copying on the same node, and read-only, so
+a consumer that wrote to it would fail instead of changing the memory of others.
+"""
+
+import warnings
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from deployments.messages import Parcel, StageCall, StageFailed, StageMade
+from latentmas_core.errors import EngineError, LatentMASError
+from latentmas_core.events import Event
+from latentmas_core.latent.codec import KVLayout, PackedSegments, unpack
+from latentmas_core.latent.segment import Segment, SegmentTensors
+
+GroupHandle = DeploymentHandle[Any]
+
+
+@dataclass(frozen=True)
+class WireSegments:
+    """``PackedSegments`` with the buffer as bytes [num_bytes] of ``dtype``."""
+
+    segments: tuple[Segment, ...]
+    layout: KVLayout
+    has_kv: bool
+    dtype: torch.dtype
+    data: np.ndarray
+
+
+def to_wire(packed: PackedSegments) -> WireSegments:
+    """Without copying."""
+    data = packed.buffer.view(torch.uint8).numpy()
+    return WireSegments(packed.segments, packed.layout, packed.has_kv, packed.buffer.dtype, data)
+
+
+def from_wire(wire: WireSegments) -> PackedSegments:
+    """Without copying. The tensor may be backed by read-only memory: never write to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        buffer = torch.from_numpy(wire.data).view(wire.dtype)
+    return PackedSegments(wire.segments, wire.layout, wire.has_kv, buffer)
+
+
+async def fetch(parcels: Iterable[Parcel]) -> dict[str, SegmentTensors]:
+    """The content of parcels by segment id, as views of what lies in the object store."""
+    contents: dict[str, SegmentTensors] = {}
+    for parcel in parcels:
+        wire = await parcel.ref if isinstance(parcel.ref, ray.ObjectRef) else parcel.ref
+        contents |= unpack(from_wire(wire))
+    return contents
+
+
+async def stream_stage(
+    handle: GroupHandle, call: StageCall
+) -> AsyncGenerator[Event | StageMade | Parcel, None]:
+    """Messages of a stage, then the parcel with its new segments, if it made any.
+
+    Raises the error that the stage failed with; EngineError if its replica is gone or overloaded.
+    Closing the iteration cancels the stage.
+    """
+    streaming = handle.options(stream=True, _by_reference=True)
+    response = streaming.run_stage.remote(call)
+    assert isinstance(response, DeploymentResponseGenerator), "stream=True gives a generator"
+    is_done = False
+    try:
+        refs = await response._to_object_ref_gen()
+        made: StageMade | None = None
+        async for ref in refs:
+            if made is not None:
+                yield Parcel(made.new_segment_ids, ref, made.num_bytes)
+                continue
+            message = await ref
+            if isinstance(message, StageFailed):
+                is_done = True
+                raise message.error
+            if isinstance(message, StageMade):
+                made = message
+            yield message
+        is_done = True
+    except (RayError, RayServeException) as error:
+        is_done = True
+        raise as_engine_error(error, call.stage.group) from error
+    finally:
+        if not is_done:
+            response.cancel()  # type: ignore[no-untyped-call]
+
+
+def as_engine_error(error: Exception, group: str) -> LatentMASError:
+    """What the caller is told when Ray, not the stage, says that something is wrong."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, LatentMASError):
+        return error.cause
+    if isinstance(error, BackPressureError):
+        return EngineError(f"group {group!r} is overloaded. Retry later.")
+    if isinstance(error, DeploymentUnavailableError):
+        return EngineError(f"group {group!r} is not available. See its status in the dashboard.")
+    if isinstance(error, TaskCancelledError):
+        return EngineError(f"a stage of group {group!r} was cancelled. Send the request again.")
+    if isinstance(error, RayTaskError):
+        return EngineError(f"a stage of group {group!r} failed. See the log of its replica.")
+    return EngineError(f"a replica of group {group!r} was lost. Send the request again.")
+
+
+async def ask_all_replicas(handle: GroupHandle, method: str) -> list[Any]:
+    """The answers of all replicas of a group."""
+    answers: list[Any] = await handle.broadcast(method).results_async()
+    return answers

@@ -1,0 +1,153 @@
+"""One agent's turn at one node: reads what it finds, thinks or writes, and leaves a hand-over."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from latentmas_core.agents.config import AgentConfig
+from latentmas_core.agents.prompts import build_messages, encode_prompt
+from latentmas_core.engine.resident import ResidentMemory
+from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone
+from latentmas_core.events import AgentFinished, AgentStarted, AgentThought, AnswerDelta, Event
+from latentmas_core.latent.segment import BASE_ADAPTER
+from latentmas_core.pipelines.assignment import Assignment
+from latentmas_core.pipelines.ownership import OwnedMemories
+from latentmas_core.pipelines.runner import Said
+from latentmas_core.pipelines.turn_engine import TurnEngine
+from latentmas_core.request import Carry, Handoff, ReasonRequest
+from latentmas_core.result import AgentTrace
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What an agent finds: a memory, and the words of those before it."""
+
+    memory: ResidentMemory | None = None
+    transcript: tuple[Said, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Whose turn it is, what is to be done, and how its events are labelled."""
+
+    agent: AgentConfig
+    assignment: Assignment
+    node: str
+    stage: str
+    is_speaker: bool
+
+
+class NodeTurn:
+    """Iterate ``events`` to the end, then read ``left`` and ``finish_reason``.
+
+    The memories it makes belong to ``owned``, which the caller closes; it releases early what
+    nobody will read.
+    """
+
+    def __init__(
+        self,
+        engine: TurnEngine,
+        seat: Seat,
+        found: Handover,
+        request: ReasonRequest,
+        owned: OwnedMemories[ResidentMemory],
+    ) -> None:
+        self._engine = engine
+        self._seat = seat
+        self._found = found
+        self._request = request
+        self._owned = owned
+        self._done: TurnDone | None = None
+        self.left = Handover()
+
+    @property
+    def finish_reason(self) -> str:
+        return self._outcome.finish_reason
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        started_at = time.perf_counter()
+        yield AgentStarted(self._seat.node, self._seat.stage)
+        memory = await self._readable_memory()
+        async with aclosing(self._engine_events(memory)) as events:
+            async for event in events:
+                yield event
+        if memory is not self._found.memory:
+            await self._owned.release(memory)
+        self.left = Handover(await self._memory_to_leave(), self._found.transcript + self._said())
+        yield AgentFinished(self._seat.node, self._trace(time.perf_counter() - started_at))
+
+    async def _readable_memory(self) -> ResidentMemory | None:
+        """The memory found or, for hand-off ``embeddings``, its rows computed again by us."""
+        found = self._found.memory
+        if found is None or self._request.handoff is not Handoff.EMBEDDINGS:
+            return found
+        memory = await self._engine.prefill_memory(found.memory, found.latents)
+        self._owned.own(memory)
+        return memory
+
+    async def _engine_events(self, memory: ResidentMemory | None) -> AsyncGenerator[Event, None]:
+        async with aclosing(self._engine.run(self._turn(memory))) as turn_events:
+            async for event in turn_events:
+                if isinstance(event, Thought):
+                    yield AgentThought(self._seat.node, event.num_latent_steps)
+                elif isinstance(event, TextDelta):
+                    if self._seat.is_speaker:
+                        yield AnswerDelta(event.text)
+                else:
+                    self._owned.own(event.memory)
+                    self._done = event
+
+    def _turn(self, memory: ResidentMemory | None) -> Turn:
+        assignment = self._seat.assignment
+        return Turn(
+            agent=self._seat.node,
+            prompt_ids=self._prompt_ids(),
+            memory=memory,
+            num_latent_steps=assignment.num_latent_steps,
+            sampling=assignment.sampling,
+            keeps_memory=assignment.keeps_memory,
+        )
+
+    def _prompt_ids(self) -> tuple[int, ...]:
+        messages = build_messages(
+            self._seat.agent,
+            self._request.question,
+            situation=self._seat.assignment.situation,
+            transcript=[(said.agent, said.text) for said in self._found.transcript],
+            system_prompt=self._request.system_prompt,
+        )
+        return encode_prompt(self._engine.tokenizer, messages)
+
+    async def _memory_to_leave(self) -> ResidentMemory | None:
+        memory = self._outcome.memory
+        if memory is None or self._request.carry is not Carry.LATENTS:
+            return memory
+        latents = await self._engine.keep_latents(memory)
+        self._owned.own(latents)
+        await self._owned.release(memory)
+        return latents
+
+    def _said(self) -> tuple[Said, ...]:
+        if self._seat.assignment.sampling is None:
+            return ()
+        return (Said(self._seat.node, self._outcome.text),)
+
+    def _trace(self, latency_s: float) -> AgentTrace:
+        outcome = self._outcome
+        return AgentTrace(
+            name=self._seat.node,
+            role=self._seat.agent.role,
+            adapter=BASE_ADAPTER,
+            mode=self._request.mode,
+            latent_steps=outcome.num_latent_steps,
+            prompt_tokens=outcome.num_prompt_tokens,
+            completion_tokens=len(outcome.output_ids),
+            latency_ms=1000.0 * latency_s,
+            text=outcome.text,
+        )
+
+    @property
+    def _outcome(self) -> TurnDone:
+        assert self._done is not None, "an engine's turn ended without TurnDone"
+        return self._done

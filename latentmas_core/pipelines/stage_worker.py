@@ -1,0 +1,91 @@
+"""Runs the nodes of one stage, in order, on one engine.
+
+Owns every memory that comes into being on the way and gives it back on every way out. The memory
+it reads stays the caller's; the one in its ``StageDone`` becomes the receiver's.
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+
+from latentmas_core.agents.config import AgentConfig
+from latentmas_core.engine.resident import ResidentMemory
+from latentmas_core.errors import ContextLengthError
+from latentmas_core.events import Event
+from latentmas_core.pipelines.assignment import assign_speaker, assign_thinker
+from latentmas_core.pipelines.node_turn import Handover, NodeTurn, Seat
+from latentmas_core.pipelines.ownership import OwnedMemories
+from latentmas_core.pipelines.plan import Stage
+from latentmas_core.pipelines.runner import Said, StageDone
+from latentmas_core.pipelines.spec import NodeSpec
+from latentmas_core.pipelines.turn_engine import TurnEngine
+from latentmas_core.request import ReasonRequest
+
+StageItem = Event | StageDone[ResidentMemory]
+
+
+class StageWorker:
+    """Turns a stage into turns of an engine. ``agents`` may grow while it works."""
+
+    def __init__(
+        self,
+        engine: TurnEngine,
+        agents: Mapping[str, AgentConfig],
+        *,
+        default_latent_steps: int,
+    ) -> None:
+        self._engine = engine
+        self._agents = agents
+        self._default_latent_steps = default_latent_steps
+
+    async def run(
+        self,
+        stage: Stage,
+        memory: ResidentMemory | None,
+        transcript: Sequence[Said],
+        request: ReasonRequest,
+    ) -> AsyncGenerator[StageItem, None]:
+        """Events of the stage's agents, then one ``StageDone``."""
+        check_question(self._engine, request.question)
+        found = Handover(memory, tuple(transcript))
+        finish_reason = "stop"
+        async with OwnedMemories(self._engine.release) as owned:
+            for node in stage.nodes:
+                seat = self._seat(stage, node, request)
+                turn = NodeTurn(self._engine, seat, found, request, owned)
+                async with aclosing(turn.events()) as events:
+                    async for event in events:
+                        yield event
+                if found.memory in owned:
+                    await owned.release(found.memory)
+                found, finish_reason = turn.left, turn.finish_reason
+            yield StageDone(
+                memory=owned.hand_on(found.memory),
+                said=found.transcript[len(transcript) :],
+                finish_reason=finish_reason,
+            )
+
+    def _seat(self, stage: Stage, node: NodeSpec, request: ReasonRequest) -> Seat:
+        agent = self._agents[node.agent]
+        is_speaker = node is stage.speaker
+        assignment = (
+            assign_speaker(agent, node, request)
+            if is_speaker
+            else assign_thinker(
+                agent, node, request, default_latent_steps=self._default_latent_steps
+            )
+        )
+        return Seat(agent, assignment, node.name, stage.name, is_speaker)
+
+
+def check_question(engine: TurnEngine, question: str) -> None:
+    """Raise ContextLengthError for a question that alone is longer than the model's positions."""
+    if len(question.encode()) <= engine.max_positions:
+        return  # no token is shorter than a byte
+    encoded = engine.tokenizer(question, add_special_tokens=False, verbose=False)
+    num_tokens = len(encoded["input_ids"])
+    if num_tokens > engine.max_positions:
+        raise ContextLengthError(
+            f"question has {num_tokens} tokens; the model has {engine.max_positions} positions. "
+            "Shorten the question.",
+            param="question",
+        )

@@ -1,0 +1,289 @@
+"""LatentMASSystem: the whole product in one process. Thin: it validates, plans and passes on."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+from latentmas_core.agents.config import AgentConfig, default_agents
+from latentmas_core.background import BackgroundLoop
+from latentmas_core.config import EngineConfig
+from latentmas_core.engine.engine import Engine
+from latentmas_core.engine.stats import EngineStats
+from latentmas_core.errors import ConfigError, NotFoundError
+from latentmas_core.events import Event
+from latentmas_core.pipelines.builtin import (
+    BUILTIN_NAMES,
+    SEQUENTIAL,
+    builtin_pipelines,
+    sequential,
+    sequential_order,
+)
+from latentmas_core.pipelines.executor import Executor, result_of
+from latentmas_core.pipelines.local_runner import LocalAgentRunner
+from latentmas_core.pipelines.plan import Plan, plan
+from latentmas_core.pipelines.spec import PipelineSpec
+from latentmas_core.pipelines.stage_worker import StageWorker
+from latentmas_core.pipelines.turn_engine import TurnEngine
+from latentmas_core.request import DEFAULT_PIPELINE, Mode, ReasonRequest
+from latentmas_core.result import Result
+from latentmas_core.validation import validated
+
+DEFAULT_LATENT_STEPS = 15
+LOCAL_GROUP = "local"
+
+PipelineChoice = str | PipelineSpec | Sequence[str]
+
+
+class SystemEngine(TurnEngine, Protocol):
+    """What a system needs of an engine."""
+
+    async def stats(self) -> EngineStats: ...
+
+    def close(self) -> None: ...
+
+
+class _Prepared(NamedTuple):
+    plan: Plan
+    request: ReasonRequest
+
+
+class LatentMASSystem:
+    """Agents that think together on one engine. Usable from any thread, beside any event loop.
+
+    ``model_name``, ``device``, ``dtype`` and ``latent_realign`` go before ``engine_config``, which
+    says everything else; left out, they are as it says, by default the embedded model, "auto",
+    "auto" and True. ``latent_steps`` holds for agents whose config does not say.
+
+    Raises ConfigError for options that cannot be meant, ModelError for a model that cannot be run.
+    """
+
+    def __init__(
+        self,
+        model_name: str | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        latent_steps: int = DEFAULT_LATENT_STEPS,
+        latent_realign: bool | None = None,
+        engine_config: EngineConfig | None = None,
+    ) -> None:
+        config = _merged(
+            engine_config or EngineConfig(),
+            model_name=model_name,
+            device=device,
+            dtype=dtype,
+            latent_realign=latent_realign,
+        )
+        _check_latent_steps(latent_steps, config.max_latent_steps)
+        self._assemble(Engine(config), latent_steps, owns_engine=True)
+
+    @classmethod
+    def from_engine(cls, engine: SystemEngine, *, latent_steps: int = DEFAULT_LATENT_STEPS) -> Self:
+        """A system on an engine that is already there and stays the caller's to close."""
+        system = cls.__new__(cls)
+        system._assemble(engine, latent_steps, owns_engine=False)
+        return system
+
+    def _assemble(self, engine: SystemEngine, latent_steps: int, *, owns_engine: bool) -> None:
+        self._engine = engine
+        self._owns_engine = owns_engine
+        self._agents: dict[str, AgentConfig] = {}
+        self._added_pipelines: dict[str, PipelineSpec] = {}
+        worker = StageWorker(engine, self._agents, default_latent_steps=latent_steps)
+        self._executor = Executor(LocalAgentRunner(worker, engine))
+        self._background = BackgroundLoop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what still runs, then close the engine if this system made it."""
+        self._background.close()
+        if self._owns_engine:
+            self._engine.close()
+
+    @property
+    def agents(self) -> Mapping[str, AgentConfig]:
+        return MappingProxyType(self._agents)
+
+    @property
+    def pipelines(self) -> Mapping[str, PipelineSpec]:
+        """What ``pipeline`` may name; the built-in ones need agents of their names."""
+        return MappingProxyType(builtin_pipelines(self._agents) | self._added_pipelines)
+
+    def add_agent(self, agent: AgentConfig) -> Self:
+        """Make an agent known; raises ConfigError if its name is taken."""
+        if agent.name in self._agents:
+            raise ConfigError(
+                f"agent {agent.name!r} exists already. Give this one another name.", param="agent"
+            )
+        self._agents[agent.name] = agent
+        return self
+
+    def add_default_agents(self) -> Self:
+        """Add the shipped agents; one that was added before under such a name stays."""
+        for agent in default_agents():
+            self._agents.setdefault(agent.name, agent)
+        return self
+
+    def add_pipeline(self, spec: PipelineSpec) -> Self:
+        """Make a pipeline known by its name; its agents are looked up when it runs."""
+        if spec.name in BUILTIN_NAMES or spec.name in self._added_pipelines:
+            raise ConfigError(
+                f"pipeline {spec.name!r} exists already. Give this one another name.",
+                param="pipeline",
+            )
+        self._added_pipelines[spec.name] = spec
+        return self
+
+    def run(
+        self,
+        question: str,
+        *,
+        pipeline: PipelineChoice = DEFAULT_PIPELINE,
+        mode: Mode | str = Mode.LATENT,
+        **options: Any,
+    ) -> Result:
+        """Answer ``question``; ``pipeline`` is a name, a spec, or agents to run one by one.
+
+        ``options`` are the other fields of ReasonRequest. Raises NotFoundError for an unknown
+        pipeline or agent, ConfigError for any other option, ContextLengthError for what does not
+        fit, EngineError if the engine cannot serve.
+        """
+        return self._background.run(self.arun(question, pipeline=pipeline, mode=mode, **options))
+
+    async def arun(
+        self,
+        question: str,
+        *,
+        pipeline: PipelineChoice = DEFAULT_PIPELINE,
+        mode: Mode | str = Mode.LATENT,
+        **options: Any,
+    ) -> Result:
+        """``run`` for callers with an event loop; cancelling it frees everything."""
+        return await self._answer(self._prepare(question, pipeline, mode, options))
+
+    def stream(
+        self,
+        question: str,
+        *,
+        pipeline: PipelineChoice = DEFAULT_PIPELINE,
+        mode: Mode | str = Mode.LATENT,
+        **options: Any,
+    ) -> Iterator[Event]:
+        """The events of a run, as they happen; the last is AnswerDone. Wrong input raises at once.
+
+        Closing the iterator ends the run.
+        """
+        prepared = self._prepare(question, pipeline, mode, options)
+        return self._background.iterate(self._executor.run(*prepared))
+
+    def astream(
+        self,
+        question: str,
+        *,
+        pipeline: PipelineChoice = DEFAULT_PIPELINE,
+        mode: Mode | str = Mode.LATENT,
+        **options: Any,
+    ) -> AsyncGenerator[Event, None]:
+        """``stream`` for callers with an event loop."""
+        return self._executor.run(*self._prepare(question, pipeline, mode, options))
+
+    def run_many(
+        self,
+        questions: Sequence[str],
+        *,
+        pipeline: PipelineChoice = DEFAULT_PIPELINE,
+        mode: Mode | str = Mode.LATENT,
+        **options: Any,
+    ) -> list[Result]:
+        """Answer all questions at the same time, batched by the engine; results in their order.
+
+        The first question that fails ends the others, and its error is raised.
+        """
+        return self._background.run(
+            self.arun_many(questions, pipeline=pipeline, mode=mode, **options)
+        )
+
+    async def arun_many(
+        self,
+        questions: Sequence[str],
+        *,
+        pipeline: PipelineChoice = DEFAULT_PIPELINE,
+        mode: Mode | str = Mode.LATENT,
+        **options: Any,
+    ) -> list[Result]:
+        """``run_many`` for callers with an event loop."""
+        if isinstance(questions, str):
+            raise ConfigError(
+                "questions is one string; it must be a list of them. Use run for one question.",
+                param="questions",
+            )
+        prepared = [self._prepare(question, pipeline, mode, options) for question in questions]
+        try:
+            async with asyncio.TaskGroup() as group:
+                answers = [group.create_task(self._answer(one)) for one in prepared]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [answer.result() for answer in answers]
+
+    def stats(self) -> EngineStats:
+        """What the engine holds and has done."""
+        return self._background.run(self._engine.stats())
+
+    async def _answer(self, prepared: _Prepared) -> Result:
+        async with aclosing(self._executor.run(*prepared)) as events:
+            return await result_of(events)
+
+    def _prepare(
+        self,
+        question: str,
+        pipeline: PipelineChoice,
+        mode: Mode | str,
+        options: Mapping[str, Any],
+    ) -> _Prepared:
+        spec = self._find_pipeline(pipeline)
+        spec.check_agents(self._agents)
+        fields = {"question": question, "pipeline": spec.name, "mode": mode, **options}
+        request = validated(ReasonRequest, fields)
+        return _Prepared(plan(spec, dict.fromkeys(self._agents, LOCAL_GROUP)), request)
+
+    def _find_pipeline(self, pipeline: PipelineChoice) -> PipelineSpec:
+        if isinstance(pipeline, PipelineSpec):
+            return pipeline
+        if not isinstance(pipeline, str):
+            return sequential(pipeline)
+        if pipeline == SEQUENTIAL:
+            return sequential(sequential_order(self._agents))
+        known = self.pipelines
+        if pipeline not in known:
+            raise NotFoundError(
+                f"pipeline {pipeline!r} does not exist. Known: {', '.join(known)}. "
+                "Add it with add_pipeline.",
+                param="pipeline",
+            )
+        return known[pipeline]
+
+
+def _merged(base: EngineConfig, **given: Any) -> EngineConfig:
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return validated(EngineConfig, base.model_dump() | chosen)
+
+
+def _check_latent_steps(latent_steps: int, max_latent_steps: int) -> None:
+    if not 0 <= latent_steps <= max_latent_steps:
+        raise ConfigError(
+            f"latent_steps is {latent_steps}; allowed are 0 to {max_latent_steps}. "
+            "Lower it, or raise max_latent_steps in engine_config.",
+            param="latent_steps",
+        )

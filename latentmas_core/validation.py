@@ -1,0 +1,40 @@
+"""Turns what pydantic says about options into the product's own error: field, value, limit."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from latentmas_core.errors import ConfigError
+
+MAX_SHOWN_CHARS = 80
+
+Options = TypeVar("Options", bound=BaseModel)
+
+
+def validated(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """Build ``kind`` from ``values``; raise ConfigError that names the first wrong field."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise ConfigError(_describe(kind, problem), param=_field(problem)) from None
+
+
+def _describe(kind: type[BaseModel], problem: ErrorDetails) -> str:
+    field = _field(problem)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown field {field!r}. Known fields: {', '.join(kind.model_fields)}."
+    if problem["type"] == "missing":
+        return f"field {field!r} of {kind.__name__} is missing."
+    return f"{field} got {_shown(problem['input'])}: {problem['msg']}."
+
+
+def _field(problem: ErrorDetails) -> str:
+    return ".".join(str(part) for part in problem["loc"]) or "value"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
