@@ -7,6 +7,7 @@ it. Knows nothing of HTTP, pipelines as a whole, or other groups.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
@@ -43,17 +44,17 @@ class AgentGroupServer:
             async with OwnedMemories(self._engine.release) as owned:
                 memory = await self._load(call.memory)
                 owned.own(memory)
-                async for item in self._worker.run(
-                    call.stage, memory, call.transcript, call.request
-                ):
-                    if not isinstance(item, StageDone):
-                        yield item
-                        continue
-                    owned.own(item.memory)
-                    packed = await self._pack(item.memory, call)
-                    yield _made(item, packed)
-                    if packed is not None:
-                        yield to_wire(packed)
+                items = self._worker.run(call.stage, memory, call.transcript, call.request)
+                async with aclosing(items):
+                    async for item in items:
+                        if not isinstance(item, StageDone):
+                            yield item
+                            continue
+                        owned.own(item.memory)
+                        packed = await self._pack(item.memory, call)
+                        yield _made(item, packed)
+                        if packed is not None:
+                            yield to_wire(packed)
         except LatentMASError as error:
             yield StageFailed(error)
 
@@ -106,8 +107,9 @@ class AgentGroup:
         )
 
     async def run_stage(self, call: StageCall) -> AsyncGenerator[StageMessage | WireSegments, None]:
-        async for message in self._server.run_stage(call):
-            yield message
+        async with aclosing(self._server.run_stage(call)) as messages:
+            async for message in messages:
+                yield message
 
     async def stats(self) -> dict[str, Any]:
         return await self._server.stats()

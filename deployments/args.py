@@ -1,15 +1,16 @@
 """The ``args`` of serve_config.yaml: what the application is built from, validated at once."""
 
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from cluster.config import GroupConfig, GroupsConfig
-from latentmas_core.agents.config import AgentConfig
-from latentmas_core.agents.config import default_agents
+from latentmas_core.agents.config import AgentConfig, default_agents
 from latentmas_core.config import EngineConfig
+from latentmas_core.errors import ConfigError
 from latentmas_core.pipelines.builtin import builtin_pipelines
 from latentmas_core.pipelines.spec import PipelineSpec
+from latentmas_core.validation import validated
 
 
 class AppArgs(GroupsConfig):
@@ -26,16 +27,19 @@ class AppArgs(GroupsConfig):
     max_ongoing_requests: int = Field(default=256, ge=1)
 
     @model_validator(mode="after")
-    def _knows_what_it_hosts(self) -> Self:
+    def _hosts_only_agents_it_knows(self) -> Self:
         known = self.known_agents
         for group in self.groups:
-            self.engine_of(group)
             for agent in group.agents:
                 if agent not in known:
                     raise ValueError(
                         f"group {group.name!r} hosts unknown agent {agent!r}; known are "
                         f"{', '.join(sorted(known))}. Declare it under agents"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _hosts_the_agents_of_its_pipelines(self) -> Self:
         for spec in self.pipelines:
             for node in spec.nodes:
                 if node.agent not in self.group_of:
@@ -43,11 +47,19 @@ class AppArgs(GroupsConfig):
                         f"pipeline {spec.name!r} needs agent {node.agent!r}, which no group hosts. "
                         "Add it to the agents of a group"
                     )
-        if self.latent_steps > self.engine.max_latent_steps:
-            raise ValueError(
-                f"latent_steps is {self.latent_steps}; engine.max_latent_steps is "
-                f"{self.engine.max_latent_steps}. Raise engine.max_latent_steps"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _thinks_within_the_limits_of_its_engines(self) -> Self:
+        for group in self.groups:
+            limit = self.engine_of(group).max_latent_steps
+            for agent in self.agents_of(group).values():
+                steps = self.latent_steps if agent.latent_steps is None else agent.latent_steps
+                if steps > limit:
+                    raise ValueError(
+                        f"latent_steps is {steps} for agent {agent.name!r}; max_latent_steps of "
+                        f"the engine of group {group.name!r} is {limit}. Lower it or raise that"
+                    )
         return self
 
     @property
@@ -70,5 +82,9 @@ class AppArgs(GroupsConfig):
 
     def engine_of(self, group: GroupConfig) -> EngineConfig:
         """The common engine options with the group's own on top."""
-        own: dict[str, Any] = {"num_threads": group.num_threads} | group.engine
-        return EngineConfig.model_validate(self.engine.model_dump() | own)
+        threads = {"num_threads": group.num_threads}
+        common = self.engine.model_dump(exclude_unset=True)
+        try:
+            return validated(EngineConfig, threads | common | group.engine)
+        except ConfigError as error:
+            raise ValueError(f"engine of group {group.name!r}: {error.message}") from None

@@ -42,14 +42,15 @@ class SequenceRows(NamedTuple):
 class GatheredRows:
     """Consecutive rows of the batch that are attended in one call of SDPA.
 
-    block_table: [num_sequences, max_blocks]; mask: additive, broadcastable to
+    blocks: the ids of all blocks, sequence after sequence, or a slice where one sequence has
+    neighbouring blocks: those are read without copying. mask: additive, broadcastable to
     [num_sequences, 1, num_heads_per_group * num_rows, max_slots], or None where all is visible.
     """
 
     start: int
     end: int
     num_sequences: int
-    block_table: torch.Tensor
+    blocks: torch.Tensor | slice
     max_slots: int
     mask: torch.Tensor | None
 
@@ -73,7 +74,6 @@ class AttentionBatch:
     slot_mapping: torch.Tensor  # [num_rows]
     gathered: list[GatheredRows]
     paged: PagedRows | None
-    signed_sin: torch.Tensor | None = None  # [num_rows, 1, head_dim], see fused.py
 
 
 def prepare_batch(
@@ -209,8 +209,7 @@ def _attend_gathered(
     num_seqs, num_queries = rows.num_sequences, (rows.end - rows.start) // rows.num_sequences
     size = (num_seqs, -1, num_kv_heads, head_dim)
     gathered_keys, gathered_values = (
-        pages.index_select(0, rows.block_table.flatten()).view(size)[:, : rows.max_slots]
-        for pages in (keys, values)
+        _blocks_of(pages, rows.blocks).view(size)[:, : rows.max_slots] for pages in (keys, values)
     )
     # [num_seqs, num_queries, H_kv, G, D] -> [num_seqs, H_kv, G * num_queries, D]
     grouped = query[rows.start : rows.end].reshape(
@@ -229,13 +228,17 @@ def _attend_gathered(
     return output.permute(0, 3, 1, 2, 4).reshape(rows.end - rows.start, -1, head_dim)
 
 
+def _blocks_of(pages: torch.Tensor, blocks: torch.Tensor | slice) -> torch.Tensor:
+    return pages[blocks] if isinstance(blocks, slice) else pages.index_select(0, blocks)
+
+
 def _prepare_paged(sequences: Sequence[SequenceRows], pool: KVPool) -> PagedRows:
     ends = torch.tensor([0, *(s.num_rows for s in sequences)]).cumsum(0)
     num_slots = [s.num_slots for s in sequences]
     return PagedRows(
         cu_seq_q=ends.to(pool.device, torch.int32),
         seqused_k=torch.tensor(num_slots, dtype=torch.int32).to(pool.device),
-        block_table=_padded_tables(sequences, pool).to(torch.int32),
+        block_table=_padded_tables(sequences, pool).to(pool.device, torch.int32),
         max_q=max(s.num_rows for s in sequences),
         max_k=max(num_slots),
     )
@@ -245,17 +248,13 @@ def _prepare_gathered(
     sequences: Sequence[SequenceRows], pool: KVPool, num_groups: int
 ) -> list[GatheredRows]:
     num_single = sum(s.num_rows == 1 for s in sequences)
-    batches = [_gather_single(group, pool) for group in _by_length(sequences[:num_single])]
+    batches = [_gather_single(sequences[:num_single], pool)] if num_single else []
     batches += [_gather_chunk(s, pool, num_groups) for s in sequences[num_single:]]
     start = 0
     for rows in batches:
         rows.start, rows.end = start, start + rows.end
         start = rows.end
     return batches
-
-
-def _by_length(sequences: Sequence[SequenceRows]) -> list[Sequence[SequenceRows]]:
-    return [sequences] if sequences else []
 
 
 def _gather_single(sequences: Sequence[SequenceRows], pool: KVPool) -> GatheredRows:
@@ -266,8 +265,8 @@ def _gather_single(sequences: Sequence[SequenceRows], pool: KVPool) -> GatheredR
     if int(num_slots.min()) < max_slots:
         is_hidden = torch.arange(max_slots) >= num_slots[:, None]
         mask = _additive(is_hidden, pool)[:, None, None]
-    tables = _padded_tables(sequences, pool)
-    return GatheredRows(0, len(sequences), len(sequences), tables, max_slots, mask)
+    blocks = _blocks(sequences, pool)
+    return GatheredRows(0, len(sequences), len(sequences), blocks, max_slots, mask)
 
 
 def _gather_chunk(sequence: SequenceRows, pool: KVPool, num_groups: int) -> GatheredRows:
@@ -275,8 +274,15 @@ def _gather_chunk(sequence: SequenceRows, pool: KVPool, num_groups: int) -> Gath
     last_visible = torch.arange(sequence.num_context, sequence.num_slots)
     is_hidden = torch.arange(sequence.num_slots) > last_visible[:, None]
     mask = _additive(is_hidden, pool).repeat(num_groups, 1)[None, None]
-    table = _padded_tables([sequence], pool)
-    return GatheredRows(0, sequence.num_rows, 1, table, sequence.num_slots, mask)
+    blocks = _blocks([sequence], pool)
+    return GatheredRows(0, sequence.num_rows, 1, blocks, sequence.num_slots, mask)
+
+
+def _blocks(sequences: Sequence[SequenceRows], pool: KVPool) -> torch.Tensor | slice:
+    tables = _padded_tables(sequences, pool)
+    first, last = int(tables[0, 0]), int(tables[0, -1])
+    is_run = len(sequences) == 1 and bool((tables[0].diff() == 1).all())
+    return slice(first, last + 1) if is_run else tables.flatten().to(pool.device)
 
 
 def _additive(is_hidden: torch.Tensor, pool: KVPool) -> torch.Tensor:
@@ -286,4 +292,4 @@ def _additive(is_hidden: torch.Tensor, pool: KVPool) -> torch.Tensor:
 
 def _padded_tables(sequences: Sequence[SequenceRows], pool: KVPool) -> torch.Tensor:
     tables = [torch.tensor(s.block_table[: -(-s.num_slots // pool.block_size)]) for s in sequences]
-    return nn.utils.rnn.pad_sequence(tables, batch_first=True).to(pool.device)
+    return nn.utils.rnn.pad_sequence(tables, batch_first=True)

@@ -49,6 +49,9 @@ class BlockManager:
     def num_cached(self) -> int:
         return len(self._block_to_key)
 
+    def num_refs(self, block_id: int) -> int:
+        return self._num_refs[block_id]
+
     def num_blocks_for(self, num_slots: int) -> int:
         return -(-num_slots // self.block_size)
 
@@ -73,9 +76,11 @@ class BlockManager:
                 del self._free[block_id]
             self._num_refs[block_id] += 1
 
-    def free(self, block_ids: Iterable[int]) -> None:
+    def free(self, block_ids: Sequence[int]) -> None:
         """Drop a reference of each block; what nobody refers to becomes free, cached or not."""
-        for block_id in block_ids:
+        # Backwards: a cached prefix is forgotten from its end, since without its first block it
+        # cannot be found at all.
+        for block_id in reversed(block_ids):
             assert self._num_refs[block_id] > 0, f"block {block_id} is freed twice"
             self._num_refs[block_id] -= 1
             if self._num_refs[block_id] == 0:

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import closing
 from types import TracebackType
 
 import torch
@@ -149,10 +150,11 @@ class Engine:
 
     async def complete(self, turn: Turn) -> TurnDone:
         """Run a turn to its end without looking at what happens on the way."""
+        last: TurnEvent | None = None
         async for event in self.run(turn):
-            if isinstance(event, TurnDone):
-                return event
-        raise AssertionError("a turn ends with TurnDone or an error")
+            last = event
+        assert isinstance(last, TurnDone), f"a turn ended with {last}"
+        return last
 
     async def merge(
         self, memories: Sequence[ResidentMemory], rule: MergeRule = MergeRule.REUSED
@@ -214,11 +216,24 @@ class Engine:
     def _loop(self) -> None:
         if self.config.num_threads is not None:
             torch.set_num_threads(self.config.num_threads)
+        end = EngineError("the engine was closed.")
+        # Whatever happens, nobody waits for an answer that never comes.
+        with closing(self._inbox):
+            try:
+                self._step_until_closed()
+            except Exception as error:
+                logger.exception("the engine ends: its counts cannot be trusted any more")
+                end = EngineError(f"the engine failed and is closed: {error}. Start it again.")
+            self._is_closed = True
+            self._fail(list(self._sequences.values()), end)
+
+    def _step_until_closed(self) -> None:
         can_step = False
-        while not self._is_closed:
+        while True:
             self._inbox.run_commands(is_blocking=not can_step)
-            can_step = self.scheduler.has_work and self._step()
-        self._fail(list(self._sequences.values()), EngineError("the engine was closed."))
+            if self._is_closed:
+                return
+            can_step = bool(self._sequences) and self._step()
 
     def _stop(self) -> None:
         self._is_closed = True
@@ -243,15 +258,22 @@ class Engine:
         return True
 
     def _add(self, sequence: EngineSequence) -> None:
+        try:
+            self._check_admission(sequence.turn)
+        except LatentMASError as error:
+            self._emit(sequence, error)
+            return
+        self._sequences[sequence.sequence_id] = sequence
+        self.scheduler.add(sequence)
+
+    def _check_admission(self, turn: Turn) -> None:
         limit = self.config.max_waiting_seqs
         if self._is_closed:
-            self._emit(sequence, EngineError("the engine was closed."))
-        elif len(self.scheduler.waiting) >= limit:
+            raise EngineError("the engine was closed.")
+        if len(self.scheduler.waiting) >= limit:
             message = f"{limit} requests wait already; max_waiting_seqs is {limit}. Retry later."
-            self._emit(sequence, EngineError(message))
-        else:
-            self._sequences[sequence.sequence_id] = sequence
-            self.scheduler.add(sequence)
+            raise EngineError(message)
+        self.limits.check_memory(turn)  # once more: it may have been released on the way
 
     def _abort(self, sequence: EngineSequence) -> None:
         if self._sequences.pop(sequence.sequence_id, None) is not None:
@@ -261,8 +283,9 @@ class Engine:
 
     def _fail(self, sequences: list[EngineSequence], error: LatentMASError) -> None:
         for sequence in sequences:
-            self._abort(sequence)
             self._emit(sequence, error)
+        for sequence in sequences:
+            self._abort(sequence)
 
     def _report(self, sequence: EngineSequence) -> None:
         """Emit what the last step brought, and end the turn if it was the last."""

@@ -1,12 +1,12 @@
-"""Replaces the small modules of a transformers decoder by ones that do the same in fewer calls.
+"""A transformers decoder computed in fewer calls, out of the model's own weights.
 
-q, k, v become one linear layer, gate and up another; norms call the fused ``rms_norm``; weights are
-packed for the CPU. transformers' own model and layers still run the step. Only modules whose
-structure is known exactly are replaced (Llama, Qwen2, Qwen3 and whatever is built like them); the
-rest stays as it is and is served through the registered attention function.
+q, k, v become one linear layer, gate and up another; weights are packed for the CPU; what depends
+on the step alone is computed once per step. Only decoders whose structure is known exactly are
+fused (Llama, Qwen2, Qwen3); others run as transformers wrote them, through the registered attention
+function, which is also the oracle of this module.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +15,62 @@ from torch import nn
 from latentmas_core.engine.attention import AttentionBatch, paged_attention
 from latentmas_core.engine.packed_linear import make_linear
 
+_NORMS = {"LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+_DECODER_PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
+_NORM_PARTS = ("input_layernorm", "post_attention_layernorm")
+_LAYER_PARTS = {"self_attn", "mlp", *_NORM_PARTS}
 _ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORM_PARTS = {"q_norm", "k_norm"}
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
+class Rotation(NamedTuple):
+    """The rotary tables of one step's rows, [num_rows, 1, head_dim] each.
+
+    x cos + rotate_half(x) sin, where rotate_half(x) = (-x2, x1) is x rolled by half with the first
+    half negated: ``signed_sin`` holds that sign.
+    """
+
+    cos: torch.Tensor
+    signed_sin: torch.Tensor
+
+    @classmethod
+    def from_tables(cls, cos: torch.Tensor, sin: torch.Tensor) -> "Rotation":
+        """From transformers' tables, [1, num_rows, head_dim] each."""
+        half = cos.shape[-1] // 2
+        signed_sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        return cls(cos[0][:, None], signed_sin[0][:, None])
+
+    def apply(self, heads: torch.Tensor) -> torch.Tensor:
+        """heads: [num_rows, num_heads, head_dim]."""
+        rolled = heads.roll(heads.shape[-1] // 2, dims=-1)
+        return torch.addcmul(heads * self.cos, rolled, self.signed_sin)
+
+
 class FusedNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * weight, over the last dimension."""
+    """y = x / sqrt(mean(x^2) + eps) * weight, over the last dimension.
+
+    On a CPU by way of ``layer_norm``, which torch computes in one pass there and ``rms_norm`` is
+    not: the mean of (x, -x) is 0 and its variance is mean(x^2), so the first half of its layer norm
+    is the RMS norm of x.
+    """
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
         self.weight: torch.Tensor = norm.weight.detach()
         self.eps: float = norm.variance_epsilon
+        self.size: int = self.weight.numel()
+        self.twice: torch.Tensor | None = None
+        if self.weight.device.type == "cpu":
+            self.twice = torch.cat((self.weight, self.weight))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if self.twice is None:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        both = torch.cat((x, -x), dim=-1)
+        normed = torch.native_layer_norm(both, self.twice.shape, self.twice, None, self.eps)[0]
+        first: torch.Tensor = normed[..., : self.size]
+        return first
 
 
 class FusedMLP(nn.Module):
@@ -42,7 +84,7 @@ class FusedMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        y: torch.Tensor = self.down(self.act_fn(gate) * up)
+        y: torch.Tensor = self.down(self.act_fn(gate).mul_(up))
         return y
 
 
@@ -63,18 +105,12 @@ class FusedAttention(nn.Module):
         self.k_norm = FusedNorm(attention.k_norm) if hasattr(attention, "k_norm") else None
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        *,
-        batch: AttentionBatch,
-        **_: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """hidden_states: [1, num_rows, hidden_size]; returns the same shape."""
-        num_rows = hidden_states.shape[1]
+        self, hidden: torch.Tensor, rotation: Rotation, batch: AttentionBatch
+    ) -> torch.Tensor:
+        """hidden: [num_rows, hidden_size]; returns the same shape."""
         num_rotated = self.num_heads + self.num_kv_heads
-        heads = self.qkv(hidden_states).view(num_rows, -1, self.head_dim)
-        rotated = _rotate(self._normed(heads[:, :num_rotated]), position_embeddings, batch)
+        heads = self.qkv(hidden).view(hidden.shape[0], -1, self.head_dim)
+        rotated = rotation.apply(self._normed(heads[:, :num_rotated]))
         output = paged_attention(
             batch,
             self.layer_idx,
@@ -83,7 +119,8 @@ class FusedAttention(nn.Module):
             heads[:, num_rotated:],
             scaling=self.scaling,
         )
-        return self.out(output.reshape(1, num_rows, -1)), None
+        projected: torch.Tensor = self.out(output.reshape(hidden.shape[0], -1))
+        return projected
 
     def _normed(self, heads: torch.Tensor) -> torch.Tensor:
         if self.q_norm is None or self.k_norm is None:
@@ -92,45 +129,104 @@ class FusedAttention(nn.Module):
         return torch.cat((self.q_norm(query), self.k_norm(key)), dim=1)
 
 
-def fuse_model(model: Any, *, is_packed: bool) -> int:
-    """Replace in place what is known exactly; returns how many modules were replaced."""
-    num_replaced = _fuse_children(model, is_packed=is_packed)
-    head = model.get_output_embeddings()
-    if is_packed and type(head) is nn.Linear:
-        model.set_output_embeddings(make_linear(head.weight, head.bias, is_packed=True))
-    return num_replaced
+class FusedLayer(nn.Module):
+    """A decoder layer: attention and MLP, each behind a norm and around a residual."""
+
+    def __init__(self, layer: Any, *, is_packed: bool) -> None:
+        super().__init__()
+        self.attention_norm = FusedNorm(layer.input_layernorm)
+        self.attention = FusedAttention(layer.self_attn, is_packed=is_packed)
+        self.mlp_norm = FusedNorm(layer.post_attention_layernorm)
+        self.mlp = FusedMLP(layer.mlp, is_packed=is_packed)
+
+    def forward(
+        self, hidden: torch.Tensor, rotation: Rotation, batch: AttentionBatch
+    ) -> torch.Tensor:
+        """hidden: [num_rows, hidden_size]; returns the same shape."""
+        attended: torch.Tensor = self.attention(self.attention_norm(hidden), rotation, batch)
+        hidden = hidden + attended
+        transformed: torch.Tensor = self.mlp(self.mlp_norm(hidden))
+        return hidden + transformed
 
 
-def _fuse_children(parent: nn.Module, *, is_packed: bool) -> int:
-    num_replaced = 0
-    for name, child in list(parent.named_children()):
-        replacement = _replacement(child, is_packed=is_packed)
-        if replacement is None:
-            num_replaced += _fuse_children(child, is_packed=is_packed)
-        else:
-            setattr(parent, name, replacement)
-            num_replaced += 1
-    return num_replaced
+class FusedDecoder(nn.Module):
+    """All layers and the final norm. Takes the layers of ``decoder`` away from it, one by one."""
+
+    def __init__(self, decoder: Any, *, is_packed: bool) -> None:
+        super().__init__()
+        self.rotary_emb = decoder.rotary_emb
+        self.layers = nn.ModuleList()
+        for index, layer in enumerate(decoder.layers):
+            self.layers.append(FusedLayer(layer, is_packed=is_packed))
+            decoder.layers[index] = nn.Identity()  # so that its weights are not kept twice
+        self.norm = FusedNorm(decoder.norm)
+
+    def forward(
+        self, embeddings: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch
+    ) -> torch.Tensor:
+        """embeddings [num_rows, hidden_size], positions [num_rows] -> hidden after the norm."""
+        rotation = Rotation.from_tables(*self.rotary_emb(embeddings, positions[None]))
+        hidden = embeddings
+        for layer in self.layers:
+            hidden = layer(hidden, rotation, batch)
+        normed: torch.Tensor = self.norm(hidden)
+        return normed
 
 
-def _replacement(module: nn.Module, *, is_packed: bool) -> nn.Module | None:
-    parts = {name for name, _ in module.named_children()}
-    if _is_rms_norm(module):
-        return FusedNorm(module)
-    if parts == _MLP_PARTS and _are_plain(module, _MLP_PARTS - {"act_fn"}):
-        return FusedMLP(module, is_packed=is_packed)
-    has_norms = parts == _ATTENTION_PARTS | {"q_norm", "k_norm"}
-    if (parts == _ATTENTION_PARTS or has_norms) and _are_plain(module, _ATTENTION_PARTS):
-        return FusedAttention(module, is_packed=is_packed)
-    return None
+class PlainDecoder(nn.Module):
+    """The same face over transformers' own decoder: for structures that cannot be fused."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self, embeddings: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch
+    ) -> torch.Tensor:
+        output = self.decoder(
+            inputs_embeds=embeddings[None],
+            position_ids=positions[None],
+            use_cache=False,
+            batch=batch,
+        )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
 
 
-def _is_rms_norm(module: nn.Module) -> bool:
-    return type(module).__name__ in {"LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+def make_decoder(decoder: nn.Module, *, is_packed: bool) -> FusedDecoder | PlainDecoder:
+    """The fused decoder where the structure is known exactly, else transformers' own."""
+    if can_fuse(decoder):
+        return FusedDecoder(decoder, is_packed=is_packed)
+    return PlainDecoder(decoder)
 
 
-def _are_plain(module: nn.Module, names: set[str]) -> bool:
-    return all(type(getattr(module, name)) is nn.Linear for name in names)
+def can_fuse(decoder: nn.Module) -> bool:
+    """Whether ``FusedDecoder`` computes exactly what this decoder does."""
+    parts = dict(decoder.named_children())
+    if parts.keys() != _DECODER_PARTS or type(parts["norm"]).__name__ not in _NORMS:
+        return False
+    return all(_is_known(layer) for layer in parts["layers"].children())
+
+
+def _is_known(layer: nn.Module) -> bool:
+    parts = dict(layer.named_children())
+    if parts.keys() != _LAYER_PARTS:
+        return False
+    if any(type(parts[name]).__name__ not in _NORMS for name in _NORM_PARTS):
+        return False
+    attention = dict(parts["self_attn"].named_children()).keys()
+    if attention not in (_ATTENTION_PARTS, _ATTENTION_PARTS | _HEAD_NORM_PARTS):
+        return False
+    if dict(parts["mlp"].named_children()).keys() != _MLP_PARTS:
+        return False
+    return _are_plain(parts["self_attn"], parts["mlp"])
+
+
+def _are_plain(attention: nn.Module, mlp: nn.Module) -> bool:
+    """Whether all projections are plain linear layers: quantised ones cannot be joined."""
+    linears = [getattr(attention, name) for name in _ATTENTION_PARTS]
+    linears += [getattr(mlp, name) for name in _MLP_PARTS - {"act_fn"}]
+    return all(type(linear) is nn.Linear for linear in linears)
 
 
 def _join(linears: list[Any], *, is_packed: bool) -> nn.Module:
@@ -146,20 +242,3 @@ def _bias_of(linear: Any) -> torch.Tensor:
     bias: torch.Tensor | None = linear.bias
     weight: torch.Tensor = linear.weight
     return weight.new_zeros(linear.out_features) if bias is None else bias
-
-
-def _rotate(
-    heads: torch.Tensor,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor],
-    batch: AttentionBatch,
-) -> torch.Tensor:
-    """x cos + rotate_half(x) sin, for heads [num_rows, num_heads, head_dim].
-
-    rotate_half(x) = (-x2, x1) is x rolled by half with the first half negated; the sign goes into
-    sin, once per step.
-    """
-    cos, sin = (table[0][:, None] for table in position_embeddings)  # [num_rows, 1, head_dim]
-    half = heads.shape[-1] // 2
-    if batch.signed_sin is None:
-        batch.signed_sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
-    return torch.addcmul(heads * cos, heads.roll(half, dims=-1), batch.signed_sin)

@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -16,10 +17,25 @@ class Inbox:
 
     def __init__(self) -> None:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._lock = threading.RLock()
+        self._is_closed = False
 
     def post(self, command: Command) -> None:
         """Ask without waiting for an answer; may be called from any thread."""
-        self._commands.put(command)
+        with self._lock:
+            if not self._is_closed:
+                self._commands.put(command)
+                return
+            command()
+
+    def close(self) -> None:
+        """The thread is about to end: run what is left, and later commands where they are posted.
+
+        So nobody waits for an answer that never comes; one lock keeps the commands apart.
+        """
+        with self._lock:
+            self._is_closed = True
+            self.run_commands(is_blocking=False)
 
     async def call(
         self, function: Callable[[], T], *, undo: Callable[[T], None] | None = None
@@ -31,9 +47,12 @@ class Inbox:
         """
         future: Future[T] = Future()
         self.post(lambda: _settle(future, function))
+        answer = asyncio.wrap_future(future)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(answer)
         except asyncio.CancelledError:
+            # Nobody else will look at it, and asyncio would complain about an error in it.
+            answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())
             if undo is not None:
                 self.post(lambda: _undo(future, undo))
             raise

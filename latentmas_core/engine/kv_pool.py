@@ -3,6 +3,8 @@
 A slot is one row of one block: slot = block_id * block_size + offset.
 """
 
+import math
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -32,9 +34,8 @@ class KVPool:
         size = (shape.num_layers, num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
         self.block_size = block_size
         self.device = device
-        # Zeros, not empty: masked slots are multiplied by 0, and 0 * NaN would be NaN.
-        self.keys = torch.zeros(size, dtype=dtype, device=device)
-        self.values = torch.zeros(size, dtype=dtype, device=device)
+        self.keys = _zeros(size, dtype, device)
+        self.values = _zeros(size, dtype, device)
         # [num_layers, num_slots, num_kv_heads, head_dim]
         self._key_slots = self.keys.view(size[0], -1, *size[3:])
         self._value_slots = self.values.view(size[0], -1, *size[3:])
@@ -58,3 +59,14 @@ class KVPool:
     def copy_block(self, source: int, target: int) -> None:
         self.keys[:, target].copy_(self.keys[:, source])
         self.values[:, target].copy_(self.values[:, source])
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, not empty: masked slots are multiplied by 0, and 0 * NaN would be NaN.
+
+    On a CPU an anonymous mapping, which takes memory only where it is written.
+    """
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    num_bytes = math.prod(size) * dtype.itemsize
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(size)

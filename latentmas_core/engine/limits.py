@@ -19,8 +19,7 @@ class TurnLimits:
     def check(self, turn: Turn) -> None:
         """Raise ConfigError, SegmentError or ContextLengthError."""
         self._check_fields(turn)
-        if turn.memory is not None:
-            self._check_memory(turn)
+        self.check_memory(turn)
         self._check_length(turn)
 
     def _check_fields(self, turn: Turn) -> None:
@@ -35,12 +34,14 @@ class TurnLimits:
                 param="latent_steps",
             )
 
-    def _check_memory(self, turn: Turn) -> None:
-        assert turn.memory is not None, "only called with a memory"
+    def check_memory(self, turn: Turn) -> None:
+        """Raise SegmentError if the memory is gone or another model's."""
+        if turn.memory is None:
+            return
         if turn.memory.is_released:
             raise SegmentError(
                 f"agent {turn.agent!r} reads a memory that was released. Release a memory after "
-                "its last reader has finished.",
+                "its last reader has started.",
                 param="memory",
             )
         check_same_model(turn.memory.memory.segments, self.fingerprint)

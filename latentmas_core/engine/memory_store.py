@@ -4,7 +4,7 @@ A memory is *idle* while no running sequence reads it; idle memories may be move
 longest unused first, and come back when they are read. Used by the engine's thread alone.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -41,6 +41,18 @@ class MemoryStore:
 
     # What the scheduler asks.
 
+    def pin(self, memory: ResidentMemory | None) -> None:
+        """A sequence that will read ``memory`` arrived."""
+        if memory is not None:
+            assert not memory.is_released, f"memory {memory.memory.segment_ids} was released"
+            memory.num_pins += 1
+
+    def unpin(self, memory: ResidentMemory | None) -> None:
+        """That sequence ended."""
+        if memory is not None:
+            memory.num_pins -= 1
+            self._drop_if_unused(memory)
+
     def num_blocks_to_attach(self, memory: ResidentMemory | None) -> int:
         """Blocks that ``attach`` will take: to bring the memory back, or to copy its last block."""
         if memory is None:
@@ -54,7 +66,7 @@ class MemoryStore:
         memory = sequence.turn.memory
         if memory is None:
             return
-        assert not memory.is_released, f"{sequence} reads a memory that was released"
+        assert memory.num_pins > 0, f"{sequence} reads a memory that it did not pin"
         self._restore(memory)
         assert memory.block_table is not None, "a restored memory has blocks"
         memory.num_readers += 1
@@ -79,14 +91,14 @@ class MemoryStore:
         if sequence.is_appender and not keeps_tail:
             memory.has_appender = False
         sequence.is_appender = False
-        if not memory.is_released:
-            self._held.move_to_end(id(memory))
+        self._held.move_to_end(id(memory))
 
     def make_room(self, num_blocks: int, *, spared: ResidentMemory | None = None) -> bool:
         """True if ``num_blocks`` are free, after moving idle memories out if that helps."""
+        if self.blocks.can_allocate(num_blocks):
+            return True
         idle = [m for m in self._held.values() if self._is_idle(m) and m is not spared]
-        num_reclaimable = sum(len(memory.block_table or ()) for memory in idle)
-        if self.blocks.num_free + num_reclaimable < num_blocks:
+        if self.blocks.num_free + self._num_blocks_only_of(idle) < num_blocks:
             return False
         for memory in idle:
             if self.blocks.can_allocate(num_blocks):
@@ -135,23 +147,36 @@ class MemoryStore:
         return self._hold(ResidentMemory(memory, latents, staged=staged))
 
     def release(self, memory: ResidentMemory) -> None:
-        """Free a memory. What still reads its blocks has references of its own."""
+        """Give a memory up; it is freed at once, or when the last turn that pins it has ended."""
         assert not memory.is_released, f"memory {memory.memory.segment_ids} is released twice"
-        del self._held[id(memory)]
         memory.is_released = True
-        self.blocks.free(memory.block_table or ())
-        memory.block_table = memory.staged = None
+        self._drop_if_unused(memory)
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a handle holds its rows twice, or lends wrongly."""
         for memory in self._held.values():
             is_placed, is_staged = memory.block_table is not None, memory.staged is not None
             assert not (is_placed and is_staged), f"{memory} is in blocks and staged"
-            assert memory.num_readers >= 0, f"num_readers={memory.num_readers}"
+            assert 0 <= memory.num_readers <= memory.num_pins, (
+                f"num_readers={memory.num_readers}, num_pins={memory.num_pins}"
+            )
+            assert memory.num_pins > 0 or not memory.is_released, "released, unused and still held"
 
     def _hold(self, memory: ResidentMemory) -> ResidentMemory:
         self._held[id(memory)] = memory
         return memory
+
+    def _drop_if_unused(self, memory: ResidentMemory) -> None:
+        if not memory.is_released or memory.num_pins > 0:
+            return
+        del self._held[id(memory)]
+        self.blocks.free(memory.block_table or ())
+        memory.block_table = memory.staged = None
+
+    def _num_blocks_only_of(self, memories: Iterable[ResidentMemory]) -> int:
+        """Blocks that nobody but these memories refers to."""
+        num_refs = Counter(block for memory in memories for block in memory.block_table or ())
+        return sum(self.blocks.num_refs(block) == count for block, count in num_refs.items())
 
     def _place(self, memory: ResidentMemory) -> ResidentMemory:
         if self.make_room(self.blocks.num_blocks_for(memory.num_rows)):

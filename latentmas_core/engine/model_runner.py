@@ -16,10 +16,10 @@ from latentmas_core.engine.attention import (
     can_read_pages,
     prepare_batch,
 )
-from latentmas_core.engine.fused import fuse_model
+from latentmas_core.engine.fused import make_decoder
 from latentmas_core.engine.kv_pool import KVPool
 from latentmas_core.engine.model_loader import LoadedModel
-from latentmas_core.engine.packed_linear import can_pack
+from latentmas_core.engine.packed_linear import can_pack, make_linear
 from latentmas_core.engine.sampler import choose_tokens
 from latentmas_core.engine.scheduler import ScheduledRows
 from latentmas_core.engine.sequence import NextRow
@@ -30,23 +30,19 @@ class ModelRunner:
     """Computes scheduled rows and appends to each sequence the row that follows from them."""
 
     def __init__(self, loaded: LoadedModel, *, is_realigned: bool) -> None:
-        self.model: Any = loaded.model
+        model: Any = loaded.model
         self.shape = loaded.shape
-        self.device = loaded.model.device
-        self.dtype = loaded.model.dtype
-        self.realign = realignment_of(self.model, is_on=is_realigned)
-        self.model.set_attn_implementation(ATTENTION_NAME)
-        fuse_model(self.model, is_packed=can_pack(self.device, self.dtype))
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.realign = realignment_of(model, is_on=is_realigned)
         self.is_paged = can_read_pages(self.device, self.dtype)
-        self.inv_freq: torch.Tensor = self._decoder.rotary_emb.inv_freq
-        # transformers does not annotate these two.
-        model: Any = self.model
+        self.inv_freq: torch.Tensor = model.model.rotary_emb.inv_freq
+        is_packed = can_pack(self.device, self.dtype)
         self._embed_tokens: nn.Module = model.get_input_embeddings()
-        self._lm_head: nn.Module = model.get_output_embeddings()
-
-    @property
-    def _decoder(self) -> Any:
-        return self.model.model
+        head = model.get_output_embeddings()
+        self._lm_head: nn.Module = make_linear(head.weight, head.bias, is_packed=is_packed)
+        model.set_attn_implementation(ATTENTION_NAME)
+        self._decoder = make_decoder(model.model, is_packed=is_packed)
 
     @torch.inference_mode()
     def step(self, scheduled: Sequence[ScheduledRows], pool: KVPool) -> None:
@@ -78,13 +74,9 @@ class ModelRunner:
             num_groups=self.shape.num_heads // self.shape.num_kv_heads,
             is_paged=self.is_paged,
         )
-        output = self._decoder(
-            inputs_embeds=self._embed(scheduled)[None],
-            position_ids=self._positions(scheduled)[None],
-            use_cache=False,
-            batch=batch,
+        hidden: torch.Tensor = self._decoder(
+            self._embed(scheduled), self._positions(scheduled), batch
         )
-        hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
     def _embed(self, scheduled: Sequence[ScheduledRows]) -> torch.Tensor:

@@ -14,18 +14,22 @@ class ResidentMemory:
     """A handle on rows that one engine holds; only that engine's thread changes it.
 
     The rows of ``memory`` stand in the slots 0 .. num_rows - 1 of ``block_table``, in order; while
-    ``block_table`` is None they wait in ``staged``. A memory that was sent without keys and values has
-    neither: it must be prefilled again before it is read. ``latents`` maps a segment's id to the input
-    embeddings of its latent steps [num_latents, hidden_size].
+    ``block_table`` is None they wait in ``staged``. A memory that was sent without keys and values
+    has neither: it must be prefilled again before it is read. ``latents`` maps a segment's id to
+    the input embeddings of its latent steps [num_latents, hidden_size].
 
     The slots behind the last row of the last block are empty, so ONE reader may append there
     without copying: the one that set ``has_appender``. All others copy that block.
+
+    ``num_pins`` counts the turns that read it or will: a released memory lives until the last of
+    them has ended. ``num_readers`` counts those that run.
     """
 
     memory: Memory
     latents: Mapping[str, torch.Tensor]
     block_table: list[int] | None = None
     staged: KVRows | None = None
+    num_pins: int = 0
     num_readers: int = 0
     has_appender: bool = False
     is_released: bool = False

@@ -40,9 +40,11 @@ def _sample(logits: torch.Tensor, choosers: Sequence[TokenChooser]) -> torch.Ten
     """Inverse transform sampling over the tokens that top-k and top-p leave, likeliest first."""
     device = logits.device
     temperature = torch.tensor([c.params.temperature for c in choosers], device=device)
-    scaled, order = (logits.float() / temperature[:, None]).sort(dim=-1, descending=True)
-    probabilities = scaled.softmax(dim=-1)
-    probabilities = probabilities.masked_fill(_cut(probabilities, choosers), 0.0)
+    # Next to 0 the division overflows; relative to the largest it does so to -inf only.
+    temperature = temperature.clamp_min(torch.finfo(torch.float32).tiny)
+    wide, order = logits.float().sort(dim=-1, descending=True)
+    scaled = (wide - wide[:, :1]) / temperature[:, None]
+    probabilities = _keep_top(scaled, choosers)
     cumulative = probabilities.cumsum(dim=-1)
     draws = torch.tensor([[c.generator.random()] for c in choosers], device=device)
     picks = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
@@ -51,12 +53,17 @@ def _sample(logits: torch.Tensor, choosers: Sequence[TokenChooser]) -> torch.Ten
     return order.gather(1, picks.minimum(last))[:, 0]
 
 
-def _cut(probabilities: torch.Tensor, choosers: Sequence[TokenChooser]) -> torch.Tensor:
-    """True where top-k or top-p leaves a token out; ``probabilities`` sorted, descending."""
-    vocab_size = probabilities.shape[-1]
-    device = probabilities.device
-    top_p = torch.tensor([c.params.top_p for c in choosers], device=device)
+def _keep_top(scaled: torch.Tensor, choosers: Sequence[TokenChooser]) -> torch.Tensor:
+    """Probabilities of ``scaled`` logits, sorted and descending, with 0 where a token is left out.
+
+    Top-k first, then top-p over what it leaves: the order of transformers and vLLM.
+    """
+    vocab_size = scaled.shape[-1]
+    device = scaled.device
     top_k = torch.tensor([c.params.top_k or vocab_size for c in choosers], device=device)
-    mass_before = probabilities.cumsum(dim=-1) - probabilities
+    top_p = torch.tensor([c.params.top_p for c in choosers], device=device)
     ranks = torch.arange(vocab_size, device=device)
-    return (mass_before >= top_p[:, None]) | (ranks >= top_k[:, None])
+    scaled = scaled.masked_fill(ranks >= top_k[:, None], -torch.inf)
+    probabilities = scaled.softmax(dim=-1)
+    mass_before = probabilities.cumsum(dim=-1) - probabilities
+    return probabilities.masked_fill(mass_before >= top_p[:, None], 0.0)

@@ -23,6 +23,8 @@ class ScheduledRows(NamedTuple):
 class MemoryAccess(Protocol):
     """What the scheduler asks of the store of memories."""
 
+    def pin(self, memory: ResidentMemory | None) -> None: ...
+    def unpin(self, memory: ResidentMemory | None) -> None: ...
     def num_blocks_to_attach(self, memory: ResidentMemory | None) -> int: ...
     def attach(self, sequence: Sequence) -> None: ...
     def detach(self, sequence: Sequence, *, keeps_tail: bool = False) -> None: ...
@@ -53,6 +55,8 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
+        """Let a sequence wait for its turn; what it reads stays from now on."""
+        self.memories.pin(sequence.turn.memory)
         self.waiting.append(sequence)
 
     def schedule(self) -> list[ScheduledRows]:
@@ -69,12 +73,13 @@ class Scheduler:
             self._publish(sequence)
 
     def remove(self, sequence: Sequence, *, keeps_tail: bool = False) -> None:
-        """Forget a sequence and drop its references, wherever it is."""
+        """Forget a sequence that was added and drop its references, wherever it is."""
         if sequence in self.running:
             self.running.remove(sequence)
             self._free(sequence, keeps_tail=keeps_tail)
-        elif sequence in self.waiting:
+        else:
             self.waiting.remove(sequence)
+        self.memories.unpin(sequence.turn.memory)
 
     def _schedule_running(self, scheduled: dict[int, ScheduledRows]) -> int:
         budget = self.max_num_batched_tokens

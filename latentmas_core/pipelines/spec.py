@@ -18,8 +18,10 @@ from latentmas_core.validation import validated
 
 
 class NodeSpec(FrozenModel):
-    """One turn of an agent, taken after the turns of its parents. YAML may leave ``agent`` out:
-    it is then called like the node."""
+    """One turn of an agent, taken after the turns it reads.
+
+    Plain data may leave ``agent`` out: it is then called like the node.
+    """
 
     name: Name
     agent: Name

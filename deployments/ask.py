@@ -1,0 +1,105 @@
+"""Asks a running service one question and prints what its agents do: ``make ask Q=...``."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+ANSWER_TIMEOUT_S = 600.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("question")
+    parser.add_argument("--url", default=DEFAULT_URL)
+    parser.add_argument("--pipeline", default="hierarchical")
+    parser.add_argument("--mode", default="latent", choices=("latent", "text", "single"))
+    args = parser.parse_args()
+    try:
+        ask(args.url, args.question, pipeline=args.pipeline, mode=args.mode)
+    except httpx.ConnectError:
+        sys.exit(f"nothing answers on {args.url}. Start the service first: make serve")
+    except httpx.HTTPStatusError as error:
+        sys.exit(f"{error.response.status_code}: {_message_of(error.response)}")
+
+
+def ask(url: str, question: str, **options: str) -> None:
+    """Print the question, each agent as it finishes, and the answer as it comes.
+
+    Greedy, so that the same question gets the same answer. Raises httpx errors.
+    """
+    print(f"Q: {question}")
+    body = {"question": question, "temperature": 0, "stream": True, **options}
+    is_answering = False
+    for name, payload in _events(f"{url}/v1/reason", body):
+        if name == "answer.delta":
+            print(payload["text"] if is_answering else f"A: {payload['text']}", end="", flush=True)
+            is_answering = True
+        elif name == "agent.finished":
+            print(_describe(payload["trace"], after_answer=is_answering), flush=True)
+        elif name == "answer.done":
+            print(_summarise(payload), flush=True)
+        elif name == "error":
+            sys.exit(f"error: {payload['error']['message']}")
+
+
+def wait_until_ready(url: str, *, timeout_s: float) -> bool:
+    """Whether the service became ready within ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            if httpx.get(f"{url}/readyz", timeout=timeout_s + 10.0).status_code == 200:
+                return True
+        except httpx.TransportError:
+            pass  # nobody listens yet
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+
+
+def _events(url: str, body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The server-sent events of one request: name and content."""
+    with httpx.stream("POST", url, json=body, timeout=ANSWER_TIMEOUT_S) as response:
+        if response.is_error:
+            response.read()
+        response.raise_for_status()
+        name = ""
+        for line in response.iter_lines():
+            field, _, content = line.partition(": ")
+            if field == "event":
+                name = content
+            elif field == "data":
+                yield name, json.loads(content)
+
+
+def _describe(trace: dict[str, Any], *, after_answer: bool) -> str:
+    did = [f"{trace['prompt_tokens']} prompt tokens"]
+    if trace["latent_steps"]:
+        did.append(f"{trace['latent_steps']} latent steps")
+    did.append(f"{trace['completion_tokens']} tokens of text")
+    line = f"   {trace['name']:<10}{', '.join(did)}, {trace['latency_ms']:.0f} ms"
+    return f"\n{line}" if after_answer else line
+
+
+def _summarise(result: dict[str, Any]) -> str:
+    transfer = result["transfer"]
+    return (
+        f"   {result['pipeline']}, {result['mode']}: {result['latency_ms']:.0f} ms; "
+        f"{transfer['bytes'] / 2**20:.1f} MiB of memory over {transfer['hops']} hop(s)"
+    )
+
+
+def _message_of(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text
+
+
+if __name__ == "__main__":
+    main()

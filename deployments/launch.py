@@ -1,0 +1,137 @@
+"""``make serve``: a cluster of this machine alone, ``serve run`` on it, and one sample answer.
+
+HTTP and the dashboard listen on 127.0.0.1, Ray's internal ports ask for its token. The cluster is
+this process's own and ends with it.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HOST = "127.0.0.1"
+SAMPLE_QUESTION = "What is the capital of France?"
+READY_TIMEOUT_S = 300.0
+OBJECT_STORE_BYTES = 512 * 2**20
+
+# Ray reads its settings when it is imported. Token authentication keeps other users of this machine
+# away from the dashboard and the cluster; Ray generates the token and keeps it in the home folder.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray  # noqa: E402
+import yaml  # noqa: E402
+from pydantic import ValidationError  # noqa: E402
+from ray import serve  # noqa: E402
+from ray.serve.schema import ApplicationStatus  # noqa: E402
+
+from deployments.args import AppArgs  # noqa: E402
+from deployments.ask import ask, wait_until_ready  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path, help="a Serve config file, such as serve_config.yaml")
+    config_path: Path = parser.parse_args().config
+    port = _check(config_path)
+    url = f"http://{HOST}:{port}"
+    print(f"Starting Ray Serve with {config_path} ...", flush=True)
+    with _local_cluster() as dashboard_url, _serve_run(config_path) as process:
+        _wait(url, process)
+        print(f"\nReady on {url}. A sample question:\n", flush=True)
+        ask(url, SAMPLE_QUESTION)
+        _print_what_next(url, dashboard_url)
+        process.wait()
+        sys.exit(process.returncode)
+
+
+def _check(config_path: Path) -> int:
+    """Validate the application's args before anything starts; the port that will be served."""
+    try:
+        config: dict[str, Any] = yaml.safe_load(config_path.read_text())
+        for application in config["applications"]:
+            AppArgs.model_validate(application["args"])
+        return int(config.get("http_options", {}).get("port", 8000))
+    except OSError as error:
+        sys.exit(f"{config_path} cannot be read: {error.strerror}. Name a Serve config file.")
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        sys.exit(f"{config_path} is no Serve config with applications and args: {error!r}")
+    except ValidationError as error:
+        sys.exit(f"{config_path} is refused:\n{error}")
+
+
+@contextmanager
+def _local_cluster() -> Iterator[str]:
+    """A Ray cluster of this process, bound to the loopback address; yields the dashboard's URL."""
+    context = ray.init(
+        address="local",
+        num_cpus=max(2, os.cpu_count() or 1),
+        object_store_memory=OBJECT_STORE_BYTES,
+        _node_ip_address=HOST,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    # Ray's own handler for this signal ends the process without ending what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield f"http://{context.dashboard_url}"
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _serve_run(config_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """``serve run`` as a process that joins our cluster; ended with us, however we end."""
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", address]
+    process = subprocess.Popen([*command, str(config_path)], stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    except KeyboardInterrupt:
+        print("\nStopping ...", flush=True)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while not wait_until_ready(url, timeout_s=1.0):
+        if process.poll() is not None:
+            sys.exit(f"serve run ended with status {process.returncode}.")
+        _exit_if_failed()
+        if time.monotonic() > deadline:
+            sys.exit(f"not ready after {READY_TIMEOUT_S:.0f} s. The logs are in /tmp/ray.")
+
+
+def _exit_if_failed() -> None:
+    for name, application in serve.status().applications.items():
+        if application.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            details = [d.message for d in application.deployments.values() if d.message]
+            sys.exit("\n".join([f"application {name}: {application.message}", *details]))
+
+
+def _print_what_next(url: str, dashboard_url: str) -> None:
+    print(
+        f"""
+What to try next:
+  make ask Q="Name three primary colors."
+  curl {url}/v1/reason -H 'content-type: application/json' \\
+    -d '{{"question": "Name three primary colors.", "pipeline": "parallel", "stream": true}}'
+  {url}/docs        all calls
+  {url}/v1/stats    what the replicas hold and have done
+  {dashboard_url}        the Ray dashboard (the token: ray get-auth-token)
+Ctrl-C stops everything.""",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
