@@ -11,6 +11,7 @@ import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 ANSWER_TIMEOUT_S = 600.0
+READY_TIMEOUT_S = 10.0
 
 
 def main() -> None:
@@ -51,15 +52,18 @@ def ask(url: str, question: str, **options: str) -> None:
 def wait_until_ready(url: str, *, timeout_s: float) -> bool:
     """Whether the service became ready within ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            if httpx.get(f"{url}/readyz", timeout=timeout_s + 10.0).status_code == 200:
-                return True
-        except httpx.TransportError:
-            pass  # nobody listens yet
+    while not _is_ready(url):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.2)
+    return True
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=READY_TIMEOUT_S).status_code == 200
+    except httpx.TransportError:  # nobody listens yet
+        return False
 
 
 def _events(url: str, body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
 
 from deployments.api.errors import ErrorKind, error_response, install_error_handlers
-from deployments.api.streaming import MEDIA_TYPE, server_sent_events
+from deployments.api.streaming import HEADERS, MEDIA_TYPE, server_sent_events
 from deployments.args import AppArgs
 from deployments.reasoner import Reasoner
 from deployments.transport import GroupHandle
@@ -37,7 +37,8 @@ def build_http_app(reasoner: Reasoner) -> FastAPI:
         reasoner.plan_of(request)
         if body.stream:
             events = reasoner.stream(request)
-            return StreamingResponse(server_sent_events(events), media_type=MEDIA_TYPE)
+            messages = server_sent_events(events)
+            return StreamingResponse(messages, media_type=MEDIA_TYPE, headers=HEADERS)
         return await reasoner.reason(request)
 
     @app.get("/v1/stats")

@@ -25,6 +25,8 @@ OBJECT_STORE_BYTES = 512 * 2**20
 # away from the dashboard and the cluster; Ray generates the token and keeps it in the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# On one machine a replica that cannot start will not start the next time either.
+os.environ.setdefault("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1")
 
 import ray  # noqa: E402
 import yaml  # noqa: E402

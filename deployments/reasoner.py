@@ -18,7 +18,7 @@ from latentmas_core.pipelines.plan import Plan, plan
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
 
-READY_TIMEOUT_S = 5.0
+READY_TIMEOUT_S = 2.0
 
 
 class Reasoner:
@@ -66,7 +66,7 @@ class Reasoner:
 
     async def _is_ready(self, handle: GroupHandle) -> bool:
         try:
-            await asyncio.wait_for(handle.stats.remote(), READY_TIMEOUT_S)
+            await asyncio.wait_for(handle.check_health.remote(), READY_TIMEOUT_S)
         except (TimeoutError, RayError, RayServeException):
             return False
         return True

@@ -26,6 +26,8 @@ from latentmas_core.latent.segment import Segment, SegmentTensors
 
 GroupHandle = DeploymentHandle[Any]
 
+_FAILURES_OF_RAY = (RayError, RayServeException)
+
 
 @dataclass(frozen=True)
 class WireSegments:
@@ -88,7 +90,7 @@ async def stream_stage(
                 made = message
             yield message
         is_done = True
-    except (RayError, RayServeException) as error:
+    except _FAILURES_OF_RAY as error:
         is_done = True
         raise as_engine_error(error, call.stage.group) from error
     finally:
@@ -97,7 +99,10 @@ async def stream_stage(
 
 
 def as_engine_error(error: Exception, group: str) -> LatentMASError:
-    """What the caller is told when Ray, not the stage, says that something is wrong."""
+    """What the caller is told when Ray, not the stage, says that something is wrong.
+
+    EngineError if trying again may help.
+    """
     if isinstance(error, RayTaskError) and isinstance(error.cause, LatentMASError):
         return error.cause
     if isinstance(error, BackPressureError):
@@ -106,12 +111,15 @@ def as_engine_error(error: Exception, group: str) -> LatentMASError:
         return EngineError(f"group {group!r} is not available. See its status in the dashboard.")
     if isinstance(error, TaskCancelledError):
         return EngineError(f"a stage of group {group!r} was cancelled. Send the request again.")
-    if isinstance(error, RayTaskError):
-        return EngineError(f"a stage of group {group!r} failed. See the log of its replica.")
+    if isinstance(error, RayTaskError) and not isinstance(error.cause, _FAILURES_OF_RAY):
+        return LatentMASError(f"a stage of group {group!r} failed. See the log of its replica.")
     return EngineError(f"a replica of group {group!r} was lost. Send the request again.")
 
 
 async def ask_all_replicas(handle: GroupHandle, method: str) -> list[Any]:
-    """The answers of all replicas of a group."""
-    answers: list[Any] = await handle.broadcast(method).results_async()
+    """The answers of all replicas of a group; EngineError if one of them is gone."""
+    try:
+        answers: list[Any] = await handle.broadcast(method).results_async()
+    except _FAILURES_OF_RAY as error:
+        raise as_engine_error(error, handle.deployment_name) from error
     return answers

@@ -46,6 +46,9 @@ _KINDS: dict[type[LatentMASError], ErrorKind] = {
     EngineError: ErrorKind(503, "server_error", "unavailable"),
 }
 
+# What the framework itself refuses.
+_HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+
 
 def kind_of(error: LatentMASError) -> ErrorKind:
     return next((kind for cls, kind in _KINDS.items() if isinstance(error, cls)), INTERNAL)
@@ -72,9 +75,14 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(INVALID_REQUEST, *_first_problem(error))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        kind = ErrorKind(error.status_code, "invalid_request_error", "http_error")
-        return error_response(kind, str(error.detail))
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        code = _HTTP_CODES.get(error.status_code, "http_error")
+        kind = ErrorKind(error.status_code, "invalid_request_error", code)
+        response = error_response(
+            kind, f"{request.method} {request.url.path}: {error.detail}. See /docs for the calls."
+        )
+        response.headers.update(error.headers or {})
+        return response
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -91,6 +99,8 @@ def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:
         return f"unknown field {field!r}. See /docs for the fields of this call.", field
     if problem["type"] == "json_invalid":
         return "the body is not valid JSON. Send one JSON object.", None
+    if problem["type"] == "model_attributes_type" and field is None:
+        return "the body is no JSON object. Send one as content-type application/json.", None
     got = problem.get("input")
     shown = repr(got) if isinstance(got, str | int | float | bool | None) else type(got).__name__
     if len(shown) > 100:

@@ -19,6 +19,8 @@ from latentmas_core.events import (
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "text/event-stream"
+# What lies between must hand every message on at once.
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 async def server_sent_events(events: AsyncIterator[Event]) -> AsyncGenerator[str, None]:

@@ -151,7 +151,7 @@ def can_read_pages(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     try:
         _try_paged(device, dtype)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         logger.warning("varlen_attn does not read pages here (%s); pages are gathered", error)
         return False
     return True

@@ -280,6 +280,7 @@ class Engine:
             self.scheduler.remove(sequence)
         elif sequence.handed_over is not None:
             self.memories.release(sequence.handed_over)
+            sequence.handed_over = None  # a turn may be ended more than once
 
     def _fail(self, sequences: list[EngineSequence], error: LatentMASError) -> None:
         for sequence in sequences:
@@ -341,7 +342,7 @@ class Engine:
         shape = self.shape
         return pack(
             segments,
-            self.memories.export(memory, segments),
+            self.memories.export(memory, segments, has_kv=has_kv),
             KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.hidden_size),
             dtype=self.dtype,
             has_kv=has_kv,

@@ -35,13 +35,19 @@ class TurnLimits:
             )
 
     def check_memory(self, turn: Turn) -> None:
-        """Raise SegmentError if the memory is gone or another model's."""
+        """Raise SegmentError if the memory cannot be read: gone, without rows, or a stranger's."""
         if turn.memory is None:
             return
         if turn.memory.is_released:
             raise SegmentError(
                 f"agent {turn.agent!r} reads a memory that was released. Release a memory after "
                 "its last reader has started.",
+                param="memory",
+            )
+        if not turn.memory.has_rows:
+            raise SegmentError(
+                f"agent {turn.agent!r} reads a memory that came without keys and values. Prefill "
+                "it first, or hand over with handoff='kv'.",
                 param="memory",
             )
         check_same_model(turn.memory.memory.segments, self.fingerprint)

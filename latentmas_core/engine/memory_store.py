@@ -126,10 +126,15 @@ class MemoryStore:
         }
         return self._place(ResidentMemory(target, latents, staged=rows))
 
-    def export(self, memory: ResidentMemory, segments: Iterable[Segment]) -> list[SegmentTensors]:
+    def export(
+        self, memory: ResidentMemory, segments: Iterable[Segment], *, has_kv: bool = True
+    ) -> list[SegmentTensors]:
         """Copies of the rows of some segments, keys at the positions they were computed at."""
         return [
-            SegmentTensors(memory.latents_of(segment), self._read(Placement(segment), [memory]))
+            SegmentTensors(
+                memory.latents_of(segment),
+                self._read(Placement(segment), [memory]) if has_kv else None,
+            )
             for segment in segments
         ]
 

@@ -12,7 +12,7 @@ import torch
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.turn import Recall, Turn, TurnDone
 from latentmas_core.latent.memory import Memory, Placement
-from latentmas_core.latent.segment import Segment
+from latentmas_core.latent.segment import Segment, latents_id_of
 
 
 class MemoryEngine(Protocol):
@@ -65,6 +65,10 @@ async def _find_or_assemble(
 
 
 def _context_of(segment: Segment, segments: Mapping[str, Segment]) -> Memory:
-    """What ``segment`` attended to, as far as it was handed over."""
-    seen = [entry for entry in segment.context if entry.segment_id in segments]
-    return Memory(tuple(Placement(segments[entry.segment_id], entry.shift) for entry in seen))
+    """What ``segment`` attended to, as far as it was handed over: whole, or its latents alone."""
+    placements = []
+    for seen_id, shift in segment.context:
+        seen = segments.get(seen_id) or segments.get(latents_id_of(seen_id))
+        if seen is not None:
+            placements.append(Placement(seen, shift))
+    return Memory(tuple(placements))

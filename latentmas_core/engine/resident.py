@@ -38,6 +38,11 @@ class ResidentMemory:
     def num_rows(self) -> int:
         return self.memory.num_rows
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether keys and values are here, so that it can be read."""
+        return self.block_table is not None or self.staged is not None
+
     def holds(self, segment: Segment) -> bool:
         """Whether the rows of ``segment`` are here, maybe as part of a whole thought."""
         return any(_covers(placement.segment, segment) for placement in self.memory.placements)

@@ -20,6 +20,11 @@ def new_segment_id() -> str:
     return uuid.uuid4().hex
 
 
+def latents_id_of(segment_id: str) -> str:
+    """The id that a thought has without its prompt."""
+    return f"{segment_id}/latents"
+
+
 class Seen(NamedTuple):
     """A segment that was attended to, and how far its rows had been moved from their origin."""
 
@@ -60,7 +65,7 @@ class Segment:
     @property
     def latents_id(self) -> str:
         """The id of this thought without its prompt."""
-        return self.segment_id if not self.token_ids else f"{self.segment_id}/latents"
+        return self.segment_id if not self.token_ids else latents_id_of(self.segment_id)
 
     def latents_only(self) -> "Segment":
         """The same thought without its prompt; the latents keep their positions."""
