@@ -1,0 +1,82 @@
+"""``make serve`` from the outside: it starts, answers, says what to try, and leaves nothing."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = [pytest.mark.serve, pytest.mark.slow]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launch(config: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "deployments.launch", str(config)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"RAY_AUTH_MODE": "token"},
+    )
+
+
+@pytest.fixture
+def config_path(tmp_path: Path) -> Path:
+    """The shipped config on a free port."""
+    shipped = (ROOT / "serve_config.yaml").read_text()
+    assert "port: 8000" in shipped
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(shipped.replace("port: 8000", f"port: {free_port()}"))
+    return path
+
+
+@pytest.mark.usefixtures("embedded_model_path")
+def test_the_service_answers_a_sample_question_and_ends_without_leftovers(config_path: Path):
+    process = launch(config_path)
+    printed = list(lines_until(process, "Ctrl-C stops everything."))
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert any("A: The capital of France is Paris." in line for line in printed), printed
+    assert any("make ask" in line for line in printed)
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []
+
+
+def test_an_unknown_key_stops_the_start_with_its_name(config_path: Path):
+    config_path.write_text(config_path.read_text().replace("latent_steps:", "latent_stepz:"))
+    process = launch(config_path)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "latent_stepz" in printed
+
+
+def test_a_model_that_is_missing_stops_the_start_with_its_name(config_path: Path):
+    broken = config_path.read_text().replace("embedded:smollm2-135m-instruct", "/no/such/model")
+    config_path.write_text(broken)
+    process = launch(config_path)
+    printed, _ = process.communicate(timeout=180)
+    assert process.returncode == 1
+    assert "/no/such/model" in printed
+
+
+def lines_until(process: "subprocess.Popen[str]", last: str) -> Iterator[str]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield line
+        if last in line:
+            return
+    raise AssertionError(f"the launcher ended without {last!r}")
