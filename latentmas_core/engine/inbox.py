@@ -10,6 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 Command = Callable[[], None]
+Post = Callable[[Command], None]
 
 
 class Inbox:
@@ -56,12 +57,6 @@ class Inbox:
             if undo is not None:
                 self.post(lambda: _undo(future, undo))
             raise
-
-    def call_and_wait(self, function: Callable[[], T]) -> T:
-        """Ask and block until the answer is there."""
-        future: Future[T] = Future()
-        self.post(lambda: _settle(future, function))
-        return future.result()
 
     def run_commands(self, *, is_blocking: bool) -> None:
         """Run what was posted; with ``is_blocking`` wait until there is something."""

@@ -29,13 +29,13 @@ class StepRecord(NamedTuple):
 def record_steps(engine: Engine) -> list[StepRecord]:
     """A list that grows by one record with every step from now on."""
     records: list[StepRecord] = []
-    step = engine._runner.step
+    step = engine.stepper.runner.step
 
     def recorded(scheduled: list[ScheduledRows], pool: KVPool) -> None:
         records.append(_record(scheduled))
         step(scheduled, pool)
 
-    engine._runner.step = recorded
+    engine.stepper.runner.step = recorded
     return records
 
 
@@ -78,8 +78,8 @@ class StepGate:
         self._permits = threading.Semaphore(0)
         self._arrived = threading.Semaphore(0)
         self._is_open = False
-        self._step = engine._runner.step
-        engine._runner.step = self._gated
+        self._step = engine.stepper.runner.step
+        engine.stepper.runner.step = self._gated
 
     def advance(self, num_steps: int) -> None:
         """Returns when the engine stands before the step behind the next ``num_steps``."""

@@ -138,7 +138,7 @@ async def test_memory_of_a_turn_that_spoke_leaves_out_what_it_said(engine: Engin
 async def test_end_token_ends_the_answer_and_is_left_out(engine: Engine) -> None:
     whole = await engine.complete(create_turn(max_tokens=12))
     end_id = whole.output_ids[5]
-    engine._eos_token_ids = frozenset({end_id})
+    engine.stepper.eos_token_ids = frozenset({end_id})
     done = await engine.complete(create_turn(sampling=SamplingParams(max_tokens=12)))
     assert done.output_ids == whole.output_ids[: whole.output_ids.index(end_id)]
     assert done.finish_reason == "stop"
@@ -147,14 +147,14 @@ async def test_end_token_ends_the_answer_and_is_left_out(engine: Engine) -> None
 
 async def test_end_token_at_once_leaves_an_empty_answer(engine: Engine) -> None:
     whole = await engine.complete(create_turn(max_tokens=1))
-    engine._eos_token_ids = frozenset(whole.output_ids)
+    engine.stepper.eos_token_ids = frozenset(whole.output_ids)
     done = await engine.complete(create_turn(sampling=SamplingParams(max_tokens=12)))
     assert (done.output_ids, done.text, done.finish_reason) == ((), "", "stop")
 
 
 async def test_end_tokens_may_be_ignored(engine: Engine) -> None:
     whole = await engine.complete(create_turn(max_tokens=12))
-    engine._eos_token_ids = frozenset(whole.output_ids)
+    engine.stepper.eos_token_ids = frozenset(whole.output_ids)
     done = await engine.complete(create_turn(max_tokens=12))
     assert (done.output_ids, done.finish_reason) == (whole.output_ids, "length")
 
@@ -401,7 +401,7 @@ async def test_cancelled_turn_gives_everything_back(
     turn = create_turn(latent_steps=3, max_tokens=20, memory=memory, keeps_memory=True)
     (task,) = await start_all(engine.complete(turn))
     gate.advance(num_steps)
-    assert is_in_phase(engine.scheduler.running[0])
+    assert is_in_phase(engine.stepper.scheduler.running[0])
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -423,7 +423,7 @@ async def test_turn_that_is_cancelled_while_it_waits_never_runs(
         engine.complete(create_turn(memory=memory, latent_steps=2)),
     )
     gate.advance(2)
-    assert len(engine.scheduler.waiting) == 1
+    assert len(engine.stepper.scheduler.waiting) == 1
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
         await second
@@ -439,14 +439,14 @@ async def test_turn_that_ends_before_its_cancelled_receiver_looks_leaves_nothing
 ) -> None:
     memory = await think(engine)
     has_finished = threading.Event()
-    emit = engine._emit
+    emit = engine.stepper.emit
 
     def watched(sequence: Sequence, event: Any) -> None:
         emit(sequence, event)
         if isinstance(event, TurnDone):
             has_finished.set()
 
-    monkeypatch.setattr(engine, "_emit", watched)
+    monkeypatch.setattr(engine.stepper, "emit", watched)
     turn = create_turn(memory=memory, latent_steps=2, max_tokens=3, keeps_memory=True)
     (task,) = await start_all(engine.complete(turn))
     # This thread stands still, so the receiver cannot look before it is cancelled.
@@ -615,7 +615,7 @@ async def until_idle(engine: Engine) -> None:
 
 def fail_once(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, at_step: int) -> None:
     """The model raises in one step, counted from 0."""
-    step = engine._runner.step
+    step = engine.stepper.runner.step
     count = iter(range(10**6))
 
     def failing(scheduled: Any, pool: Any) -> None:
@@ -623,7 +623,7 @@ def fail_once(engine: Engine, monkeypatch: pytest.MonkeyPatch, *, at_step: int) 
             raise RuntimeError("the card fell off the bus")
         step(scheduled, pool)
 
-    monkeypatch.setattr(engine._runner, "step", failing)
+    monkeypatch.setattr(engine.stepper.runner, "step", failing)
 
 
 @pytest.mark.parametrize("at_step", [0, 2, 6])
@@ -668,7 +668,7 @@ async def test_engine_that_loses_count_fails_everybody_at_once_and_closes(
         tasks = await start_all(
             *(engine.complete(create_turn(memory=memory, max_tokens=5)) for _ in range(3))
         )
-        monkeypatch.setattr(engine.scheduler, "schedule", lose_count)
+        monkeypatch.setattr(engine.stepper.scheduler, "schedule", lose_count)
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(result, EngineError)
         assert "the engine failed and is closed: 1 + 1 != 3 blocks" in str(result)

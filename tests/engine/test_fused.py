@@ -158,7 +158,7 @@ async def test_engine_without_fusing_equals_the_plain_loop(
 ) -> None:
     monkeypatch.setattr(fused, "can_fuse", lambda decoder: False)
     engine, oracle = open_engine(family, max_num_batched_tokens=16), Oracle(family)
-    assert isinstance(engine._runner._decoder, PlainDecoder)
+    assert isinstance(engine.stepper.runner._decoder, PlainDecoder)
     runs = await run_chains(engine, CHAINS)
     for run, chain in zip(runs, CHAINS, strict=True):
         await oracle.assert_run_equals(engine, run, chain)

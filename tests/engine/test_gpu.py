@@ -100,7 +100,7 @@ async def test_chains_at_once_equal_the_plain_loop_in_fp32(
     open_gpu_engine: OpenGPUEngine, model: Path, block_size: int
 ) -> None:
     engine = open_gpu_engine(model, "float32", block_size=block_size, max_num_batched_tokens=16)
-    assert not engine._runner.is_paged
+    assert not engine.stepper.runner.is_paged
     oracle, steps = Oracle(model, device=CUDA), record_steps(engine)
     for _ in range(2):  # the second time with a warm prefix cache
         runs = await run_chains(engine, CHAINS)
@@ -275,7 +275,7 @@ async def test_pool_takes_its_share_of_the_free_memory(
 ) -> None:
     num_free, _ = torch.cuda.mem_get_info(CUDA)
     engine = open_gpu_engine(tiny_llama, "bfloat16", kv_cache_bytes=None, memory_share=0.02)
-    num_bytes = engine.pool.keys.nbytes + engine.pool.values.nbytes
+    num_bytes = engine.stepper.pool.keys.nbytes + engine.stepper.pool.values.nbytes
     assert 0.01 * num_free < num_bytes <= 0.02 * num_free
 
 

@@ -121,15 +121,6 @@ async def test_answered_call_is_not_undone() -> None:
     assert undone == []
 
 
-def test_blocking_call_gets_its_answer_from_the_other_thread() -> None:
-    inbox, names = Inbox(), list[str]()
-    thread = threading.Thread(target=lambda: inbox.run_commands(is_blocking=True), name="server")
-    thread.start()
-    names.append(inbox.call_and_wait(lambda: threading.current_thread().name))
-    thread.join(10)
-    assert names == ["server"]
-
-
 def test_closing_runs_what_is_left() -> None:
     inbox, seen = Inbox(), list[int]()
     inbox.post(lambda: seen.append(1))
@@ -144,4 +135,3 @@ async def test_closed_inbox_answers_at_once() -> None:
     inbox.post(lambda: seen.append("posted"))
     assert seen == ["posted"]
     assert await inbox.call(lambda: 42) == 42
-    assert inbox.call_and_wait(lambda: 43) == 43

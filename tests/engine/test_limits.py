@@ -20,7 +20,7 @@ def create_memory(*num_rows: int, rule: MergeRule = MergeRule.REUSED) -> Residen
     """Experts with so many rows each, merged."""
     segments = [create_segment(num_tokens=n, num_latents=0) for n in num_rows]
     memory = merge([Memory().followed_by(segment) for segment in segments], rule)
-    return ResidentMemory(memory, {})
+    return ResidentMemory(memory, {}, block_table=[])
 
 
 def create_turn(
@@ -74,9 +74,17 @@ def test_released_memory_is_refused() -> None:
     assert caught.value.param == "memory"
 
 
+def test_memory_without_keys_and_values_is_refused() -> None:
+    memory = create_memory(5)
+    memory.block_table = None
+    with pytest.raises(SegmentError, match="came without keys and values. Prefill it first") as e:
+        LIMITS.check(create_turn(memory=memory))
+    assert e.value.param == "memory"
+
+
 def test_memory_of_another_model_is_refused_with_both_fingerprints() -> None:
     segment = create_segment("critic", fingerprint="model-b")
-    memory = ResidentMemory(Memory().followed_by(segment), {})
+    memory = ResidentMemory(Memory().followed_by(segment), {}, block_table=[])
     with pytest.raises(SegmentError, match=r"'critic' was made by model model-b.*needs model-a"):
         LIMITS.check(create_turn(memory=memory))
 

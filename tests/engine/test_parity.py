@@ -228,7 +228,7 @@ async def pack_memory(engine: Engine, memory: ResidentMemory, *, has_kv: bool) -
         memory.memory.segments,
         await export_all(engine, memory),
         KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.hidden_size),
-        dtype=engine.pool.keys.dtype,
+        dtype=engine.stepper.pool.keys.dtype,
         has_kv=has_kv,
     )
 

@@ -1,0 +1,216 @@
+"""Everything that belongs to the engine's thread: the model, the blocks, every sequence.
+
+Computes step after step, tells each sequence's receiver what came of it, and frees what a turn
+held, whatever way it ends. Knows no threads and no event loops.
+"""
+
+import logging
+
+from latentmas_core.config import EngineConfig
+from latentmas_core.engine.block_manager import BlockManager
+from latentmas_core.engine.inbox import Post
+from latentmas_core.engine.kv_pool import KVPool
+from latentmas_core.engine.limits import TurnLimits
+from latentmas_core.engine.memory_store import MemoryStore
+from latentmas_core.engine.model_loader import LoadedModel
+from latentmas_core.engine.model_runner import ModelRunner
+from latentmas_core.engine.pool_size import choose_block_size, choose_num_blocks
+from latentmas_core.engine.scheduler import Scheduler
+from latentmas_core.engine.sequence import NextRow, Sequence
+from latentmas_core.engine.stats import Counters, EngineStats
+from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone, TurnEvent
+from latentmas_core.errors import EngineError, LatentMASError
+
+logger = logging.getLogger(__name__)
+
+
+class Stepper:
+    """Admits sequences, computes their rows, reports, and lets them go.
+
+    ``post`` puts a command off until no step is under way.
+    """
+
+    def __init__(self, config: EngineConfig, loaded: LoadedModel, *, post: Post) -> None:
+        self.fingerprint = loaded.fingerprint
+        self.eos_token_ids = loaded.eos_token_ids
+        self.runner = ModelRunner(loaded, is_realigned=config.latent_realign)
+        self.blocks, self.pool = _make_pool(config, self.runner)
+        self.memories = MemoryStore(
+            self.blocks,
+            self.pool,
+            inv_freq=self.runner.inv_freq,
+            hidden_size=loaded.shape.hidden_size,
+        )
+        self.scheduler = Scheduler(
+            self.blocks,
+            self.memories,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
+        self.limits = TurnLimits(
+            max_positions=loaded.shape.max_positions,
+            # One block stays spare: a memory with several readers has its last block copied.
+            max_slots=(self.blocks.num_blocks - 1) * self.blocks.block_size,
+            max_latent_steps=config.max_latent_steps,
+            fingerprint=loaded.fingerprint,
+        )
+        self._max_waiting_seqs = config.max_waiting_seqs
+        self._post = post
+        self._counters = Counters()
+        self._sequences: dict[int, Sequence] = {}
+        self._is_closed = False
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    def step(self) -> bool:
+        """Compute one step; False if nothing could be scheduled."""
+        scheduled = self.scheduler.schedule()
+        if not scheduled:
+            return False
+        try:
+            self.runner.step(scheduled, self.pool)
+        except Exception as error:
+            logger.exception("a step of %d sequences failed", len(scheduled))
+            cause = f"the step that computed this request failed: {error}. Send it again."
+            self.fail([rows.sequence for rows in scheduled], EngineError(cause))
+            return True
+        self.scheduler.advance(scheduled)
+        self._counters.num_steps += 1
+        self._counters.num_rows += sum(rows.num_rows for rows in scheduled)
+        for rows in scheduled:
+            self._report(rows.sequence)
+        return True
+
+    def add(self, sequence: Sequence) -> None:
+        try:
+            self._check_admission(sequence.turn)
+        except LatentMASError as error:
+            self.emit(sequence, error)
+            return
+        self._sequences[sequence.sequence_id] = sequence
+        self.scheduler.add(sequence)
+
+    def _check_admission(self, turn: Turn) -> None:
+        limit = self._max_waiting_seqs
+        if self._is_closed:
+            raise EngineError("the engine was closed.")
+        if len(self.scheduler.waiting) >= limit:
+            message = f"{limit} requests wait already; max_waiting_seqs is {limit}. Retry later."
+            raise EngineError(message)
+        self.limits.check_memory(turn)  # once more: it may have been released on the way
+
+    def abort(self, sequence: Sequence) -> None:
+        if self._sequences.pop(sequence.sequence_id, None) is not None:
+            self.scheduler.remove(sequence)
+        elif sequence.handed_over is not None:
+            self.memories.release(sequence.handed_over)
+            sequence.handed_over = None  # a turn may be ended more than once
+
+    def fail(self, sequences: list[Sequence], error: LatentMASError) -> None:
+        for sequence in sequences:
+            self.emit(sequence, error)
+        for sequence in sequences:
+            self.abort(sequence)
+
+    def _report(self, sequence: Sequence) -> None:
+        """Emit what the last step brought, and end the turn if it was the last."""
+        if sequence.has_thought and not sequence.has_reported_thought:
+            sequence.has_reported_thought = True
+            self._counters.num_latent_steps += sequence.num_executed_steps
+            if sequence.num_executed_steps:
+                self.emit(sequence, Thought(sequence.num_executed_steps))
+        if sequence.num_reported_outputs < len(sequence.output_ids):
+            self._report_token(sequence)
+        elif sequence.next_row is NextRow.NOTHING and sequence.num_uncomputed == 0:
+            self._finish(sequence, "thought")
+
+    def _report_token(self, sequence: Sequence) -> None:
+        sampling = sequence.turn.sampling
+        assert sampling is not None, f"{sequence} has a token but does not speak"
+        if sequence.output_ids[-1] in self.eos_token_ids and not sampling.ignore_eos:
+            sequence.output_ids.pop()
+            self._finish(sequence, "stop")
+            return
+        sequence.num_reported_outputs += 1
+        self._counters.num_tokens += 1
+        self._emit_text(sequence, sequence.detokenizer.append(sequence.output_ids[-1]))
+        if sequence.detokenizer.has_stopped:
+            self._finish(sequence, "stop")
+        elif len(sequence.output_ids) == sampling.max_tokens:
+            self._finish(sequence, "length")
+
+    def _finish(self, sequence: Sequence, reason: str) -> None:
+        self._emit_text(sequence, sequence.detokenizer.finish())
+        keeps_memory = sequence.turn.keeps_memory
+        if keeps_memory:
+            segment = sequence.as_segment(self.fingerprint)
+            sequence.handed_over = self.memories.adopt(sequence, segment)
+        self._counters.num_cached_tokens += sequence.num_cached_tokens
+        self.scheduler.remove(sequence, keeps_tail=keeps_memory)
+        del self._sequences[sequence.sequence_id]
+        done = TurnDone(
+            memory=sequence.handed_over,
+            num_prompt_tokens=len(sequence.token_ids),
+            num_cached_tokens=sequence.num_cached_tokens,
+            num_latent_steps=sequence.num_executed_steps,
+            output_ids=tuple(sequence.output_ids),
+            text=sequence.detokenizer.text,
+            finish_reason=reason,
+            num_preemptions=sequence.num_preemptions,
+        )
+        self.emit(sequence, done)
+
+    def _emit_text(self, sequence: Sequence, text: str) -> None:
+        if text:
+            self.emit(sequence, TextDelta(text))
+
+    def emit(self, sequence: Sequence, event: TurnEvent | LatentMASError) -> None:
+        try:
+            sequence.sink(event)
+        except RuntimeError:  # the receiver's event loop is closed: nobody will ever ask again
+            logger.warning("%r lost its receiver", sequence)
+            self._post(lambda: self.abort(sequence))
+
+    def close(self, error: LatentMASError) -> None:
+        """End all turns with ``error`` and refuse later ones."""
+        self._is_closed = True
+        self.fail(list(self._sequences.values()), error)
+
+    def stats(self) -> EngineStats:
+        counters = self._counters
+        return EngineStats(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            num_memories=len(self.memories),
+            num_blocks=self.blocks.num_blocks,
+            num_used_blocks=self.blocks.num_used,
+            num_cached_blocks=self.blocks.num_cached,
+            block_size=self.blocks.block_size,
+            num_steps_total=counters.num_steps,
+            num_rows_total=counters.num_rows,
+            num_tokens_total=counters.num_tokens,
+            num_latent_steps_total=counters.num_latent_steps,
+            num_cached_tokens_total=counters.num_cached_tokens,
+            num_preemptions_total=self.scheduler.num_preemptions,
+            num_offloads_total=self.memories.num_offloads,
+        )
+
+    def check_integrity(self) -> None:
+        num_refs = sum(len(sequence.block_table) for sequence in self.scheduler.running)
+        self.blocks.check_integrity(num_refs + self.memories.num_block_refs)
+        self.memories.check_integrity()
+
+
+def _make_pool(config: EngineConfig, runner: ModelRunner) -> tuple[BlockManager, KVPool]:
+    block_size = choose_block_size(config, is_paged=runner.is_paged)
+    num_blocks = choose_num_blocks(config, runner.shape, block_size, runner.dtype, runner.device)
+    pool = KVPool(
+        runner.shape,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        dtype=runner.dtype,
+        device=runner.device,
+    )
+    return BlockManager(num_blocks, block_size), pool
