@@ -36,6 +36,7 @@ from ray.serve.schema import ApplicationStatus  # noqa: E402
 
 from deployments.args import AppArgs  # noqa: E402
 from deployments.ask import ask, wait_until_ready  # noqa: E402
+from latentmas_core.errors import LatentMASError  # noqa: E402
 
 
 def main() -> None:
@@ -65,7 +66,7 @@ def _check(config_path: Path) -> int:
         sys.exit(f"{config_path} cannot be read: {error.strerror}. Name a Serve config file.")
     except (yaml.YAMLError, KeyError, TypeError) as error:
         sys.exit(f"{config_path} is no Serve config with applications and args: {error!r}")
-    except ValidationError as error:
+    except (ValidationError, LatentMASError) as error:
         sys.exit(f"{config_path} is refused:\n{error}")
 
 

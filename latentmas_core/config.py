@@ -1,10 +1,14 @@
 """Frozen options, validated once at the edge. Knows no torch and loads nothing."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_LATENT_STEPS = 512
+MAX_TOP_K = 2**31 - 1
+
+# The constraint also refuses lone surrogates, which no tokenizer can read.
+Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 class FrozenModel(BaseModel):
@@ -44,9 +48,9 @@ class SamplingParams(FrozenModel):
     max_tokens: int = Field(default=512, ge=1)
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1, le=MAX_TOP_K)
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: tuple[Text, ...] = ()
     ignore_eos: bool = False
 
     @property

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from latentmas_core.config import MAX_LATENT_STEPS, FrozenModel
+from latentmas_core.config import MAX_LATENT_STEPS, MAX_TOP_K, FrozenModel, Text
 from latentmas_core.latent.memory import MergeRule
 
 DEFAULT_PIPELINE = "hierarchical"
@@ -51,8 +51,8 @@ class ReasonRequest(FrozenModel):
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
     top_p: float | None = Field(default=None, gt=0.0, le=1.0)
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1, le=MAX_TOP_K)
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: tuple[Text, ...] = ()
     ignore_eos: bool = False
-    system_prompt: str | None = None
+    system_prompt: Text | None = None

@@ -22,6 +22,9 @@ MEDIA_TYPE = "text/event-stream"
 # What lies between must hand every message on at once.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
+# Characters that many readers of lines, Python's among them, take for the end of one.
+_LINE_ENDS = str.maketrans({char: f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"})
+
 
 async def server_sent_events(events: AsyncIterator[Event]) -> AsyncGenerator[str, None]:
     """One message per event; an error ends the stream with a message named ``error``."""
@@ -53,4 +56,5 @@ def describe(event: Event) -> tuple[str, dict[str, Any]]:
 
 
 def _message(name: str, payload: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(payload, ensure_ascii=False)}\n\n"
+    content = json.dumps(payload, ensure_ascii=False).translate(_LINE_ENDS)
+    return f"event: {name}\ndata: {content}\n\n"

@@ -77,7 +77,7 @@ def test_released_memory_is_refused() -> None:
 def test_memory_without_keys_and_values_is_refused() -> None:
     memory = create_memory(5)
     memory.block_table = None
-    with pytest.raises(SegmentError, match="came without keys and values. Prefill it first") as e:
+    with pytest.raises(SegmentError, match=r"came without keys and values\. Prefill it first") as e:
         LIMITS.check(create_turn(memory=memory))
     assert e.value.param == "memory"
 

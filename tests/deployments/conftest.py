@@ -1,0 +1,63 @@
+"""One Ray with Serve in it for all tests that need one; it sees nothing but this machine."""
+
+import os
+import secrets
+
+# Ray reads these when it is imported. A token, as Ray's own ports are open to other machines.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray import serve
+
+from deployments.app import build_app
+from deployments.args import AppArgs
+from tests.deployments.service import Service
+
+Deploy = Callable[[dict[str, Any]], Service]
+
+
+@pytest.fixture(scope="package")
+def serve_port() -> Iterator[int]:
+    """The HTTP port of a Serve that hosts nothing yet."""
+    port = _free_port()
+    ray.init(
+        address="local",  # a cluster that another program left behind is not ours
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=2**28,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield port
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def deploy(serve_port: int) -> Iterator[Deploy]:
+    """Starts the application from plain arguments; it ends with the module."""
+    with Service(serve_port) as service:
+
+        def deploy_app(args: dict[str, Any]) -> Service:
+            serve.run(build_app(AppArgs.model_validate(args)), name=Service.NAME, route_prefix="/")
+            return service
+
+        yield deploy_app
+        serve.delete(Service.NAME)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

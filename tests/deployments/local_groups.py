@@ -1,0 +1,58 @@
+"""Groups of one process in place of deployments, for a reasoner without Ray.
+
+What would cross a handle is pickled all the same, and arrays come out read-only.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from deployments.agent_group import AgentGroupServer
+from deployments.args import AppArgs
+from deployments.messages import Parcel, StageCall, StageFailed, StageMade
+from deployments.transport import WireSegments
+from latentmas_core.engine.engine import Engine
+from latentmas_core.events import Event
+from tests.deployments.wire import send
+
+OnWire = Callable[[WireSegments], None]
+
+
+def make_servers(args: AppArgs, engines: dict[str, Engine]) -> dict[str, AgentGroupServer]:
+    """One replica per group, by the name of the group."""
+    return {
+        group.name: AgentGroupServer(
+            engines[group.name], args.agents_of(group), latent_steps=args.latent_steps
+        )
+        for group in args.groups
+    }
+
+
+class LocalTransport:
+    """``stream_stage`` of the transport over servers; ``sent`` keeps what crossed."""
+
+    def __init__(self) -> None:
+        self.sent: list[WireSegments] = []
+        self.before_sending: OnWire | None = None
+
+    async def stream_stage(
+        self, server: AgentGroupServer, call: StageCall
+    ) -> AsyncGenerator[Event | StageMade | Parcel, None]:
+        made: StageMade | None = None
+        async with aclosing(server.run_stage(send(call))) as messages:
+            async for message in messages:
+                if isinstance(message, WireSegments):
+                    assert made is not None, "segments came before StageMade"
+                    yield Parcel(made.new_segment_ids, self._send(message), made.num_bytes)
+                    continue
+                received = send(message)
+                if isinstance(received, StageFailed):
+                    raise received.error
+                if isinstance(received, StageMade):
+                    made = received
+                yield received
+
+    def _send(self, wire: WireSegments) -> WireSegments:
+        if self.before_sending is not None:
+            self.before_sending(wire)
+        self.sent.append(send(wire))
+        return self.sent[-1]

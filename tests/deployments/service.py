@@ -1,0 +1,95 @@
+"""A running application as its clients and its operator see it."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self
+
+import httpx
+import ray
+
+from tests.deployments.sse import Message, parse_event
+
+POLL_S = 0.05
+TIMEOUT_S = 60.0
+
+
+class Service:
+    """Talks HTTP to the application, and to Ray where one of its replicas is to be killed."""
+
+    NAME = "latentmas"
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=TIMEOUT_S)
+
+    def get(self, path: str) -> httpx.Response:
+        return self._http.get(path)
+
+    def ask(self, **body: Any) -> httpx.Response:
+        return self._http.post("/v1/reason", json=body)
+
+    def stream(self, **body: Any) -> list[Message]:
+        """All events of a streamed request."""
+        with self._http.stream("POST", "/v1/reason", json=body | {"stream": True}) as response:
+            response.raise_for_status()
+            blocks = "".join(response.iter_text()).removesuffix("\n\n").split("\n\n")
+        return [parse_event(block) for block in blocks]
+
+    def total(self, field: str) -> int:
+        """The sum of one count of ``/v1/stats`` over all replicas."""
+        stats = self.get("/v1/stats").raise_for_status().json()
+        return sum(replica[field] for replicas in stats.values() for replica in replicas)
+
+    def left_over(self) -> dict[str, int]:
+        """What the replicas still hold, without what is nothing."""
+        fields = ("num_running", "num_waiting", "num_memories", "num_used_blocks")
+        return {field: count for field in fields if (count := self.total(field))}
+
+    def wait_until_idle(self, *, timeout_s: float = 10.0) -> None:
+        self.wait_until(lambda: not self.left_over(), timeout_s=timeout_s, says=self.left_over)
+
+    def wait_until(
+        self,
+        condition: Callable[[], bool],
+        *,
+        timeout_s: float,
+        says: Callable[[], object] = lambda: "",
+    ) -> None:
+        """Ask again and again; fails with what ``says`` says when the time is over."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {timeout_s} s: {says()}"
+            time.sleep(POLL_S)
+
+    def kill_replica(self, group: str) -> None:
+        """As a crash or a lost node does it: without a word."""
+        begin = f"SERVE_REPLICA::{self.NAME}#{group}#"
+        (name,) = [
+            actor["name"]
+            for actor in ray.util.list_named_actors(all_namespaces=True)
+            if actor["name"].startswith(begin)
+        ]
+        ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+
+
+async def events_of(response: httpx.Response) -> AsyncIterator[Message]:
+    """Events of an open stream, as they come."""
+    rest = ""
+    async for text in response.aiter_text():
+        *blocks, rest = (rest + text).split("\n\n")
+        for block in blocks:
+            yield parse_event(block)
+    assert not rest, f"the stream ended within {rest!r}"

@@ -1,0 +1,204 @@
+"""The whole stack on a tiny model: wrong input, clients that leave, replicas that die."""
+
+import asyncio
+
+import httpx
+import psutil
+import pytest
+
+from tests.deployments.service import events_of
+from tests.factories import make_tiny_model
+
+pytestmark = pytest.mark.serve
+
+MAX_POSITIONS = 16384
+SHORT = {"question": "What is 17 times 3?", "max_tokens": 8, "temperature": 0}
+# Would take some twenty seconds, were it not for what ends it.
+ENDLESS = SHORT | {"max_tokens": 12_000, "ignore_eos": True}
+RECOVERY_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def service(deploy, tmp_path_factory):
+    model = make_tiny_model(
+        tmp_path_factory.mktemp("tiny"), "qwen2", max_position_embeddings=MAX_POSITIONS
+    )
+    engine = {
+        "model_name": str(model),
+        "device": "cpu",
+        "dtype": "float32",
+        "kv_cache_bytes": 2**26,
+    }
+    thinkers = {"name": "thinkers", "agents": ["planner", "critic", "medical", "coder"]}
+    deciders = {
+        "name": "deciders",
+        "agents": ["refiner", "math", "judger"],
+        "engine": {"max_latent_steps": 64},  # so that one expert can fail alone
+    }
+    return deploy({"engine": engine, "latent_steps": 4, "groups": [thinkers, deciders]})
+
+
+@pytest.fixture(autouse=True)
+def _left_idle(service):
+    yield
+    service.wait_until_idle()
+
+
+def test_it_answers_and_is_live_and_ready(service):
+    response = service.ask(**SHORT)
+    assert response.status_code == 200
+    assert [agent["name"] for agent in response.json()["agents"]] == [
+        "planner",
+        "critic",
+        "refiner",
+        "judger",
+    ]
+    assert service.get("/healthz").status_code == 200
+    assert service.get("/readyz").status_code == 200
+
+
+def test_http_listens_on_the_loopback_interface_only(service):
+    listening = [
+        connection.laddr.ip
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == service.port
+    ]
+    assert set(listening) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "words"),
+    [
+        ({"question": ""}, 422, ["question"]),
+        ({"latent_step": 3}, 422, ["latent_step"]),
+        ({"mode": "telepathy"}, 422, ["telepathy", "latent", "text", "single"]),
+        ({"latent_steps": -1}, 422, ["latent_steps", "-1"]),
+        ({"latent_steps": 129}, 422, ["129", "128"]),  # the limit of the thinkers' engine
+        ({"carry": "latents", "latent_steps": 0}, 422, ["carry", "0 latent steps"]),
+        ({"pipeline": "diagonal"}, 404, ["diagonal", "hierarchical"]),
+        ({"question": "x" * 20_000}, 413, ["20000", str(MAX_POSITIONS)]),
+        ({"max_tokens": 20_000}, 413, ["answer 20000", str(MAX_POSITIONS)]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_input_is_told_apart_and_leaves_the_service_healthy(service, fields, status, words):
+    response = service.ask(**SHORT | fields)
+    assert response.status_code == status
+    message = response.json()["error"]["message"]
+    assert all(word in message for word in words), message
+    service.wait_until_idle()
+    assert service.ask(**SHORT).status_code == 200
+
+
+def test_error_of_a_stage_ends_a_stream_with_its_code(service):
+    *_, last = service.stream(**SHORT | {"question": "x" * 20_000})
+    assert last.name == "error"
+    assert last.content["error"]["code"] == "context_length_exceeded"
+
+
+def test_unknown_route_and_method_have_the_one_shape(service):
+    for response, status in [(service.get("/v1/nothing"), 404), (service.get("/v1/reason"), 405)]:
+        assert response.status_code == status
+        assert list(response.json()) == ["error"]
+
+
+async def test_client_that_leaves_a_whole_request_ends_its_stages(service):
+    before = service.total("num_tokens_total")
+    async with service.client() as client:
+        asking = asyncio.create_task(client.post("/v1/reason", json=ENDLESS))
+        await asyncio.to_thread(wait_for_tokens, service, before)
+        asking.cancel()
+        await asyncio.wait([asking])
+    service.wait_until_idle()
+    assert service.total("num_tokens_total") - before < ENDLESS["max_tokens"] / 2
+
+
+async def test_client_that_leaves_a_stream_ends_its_stages(service):
+    before = service.total("num_tokens_total")
+    await leave_after(service, "answer.delta", ENDLESS)
+    service.wait_until_idle()
+    assert service.total("num_tokens_total") - before < ENDLESS["max_tokens"] / 2
+
+
+def test_expert_that_fails_ends_the_others(service):
+    """Medical and coder would write for long, but math must not think so many steps."""
+    expects_text = ENDLESS | {"pipeline": "parallel", "handoff": "text"}
+    response = service.ask(**expects_text, latent_steps=100)
+    assert response.status_code == 422
+    assert "'math'" in response.json()["error"]["message"]
+    service.wait_until_idle()
+
+
+def wait_for_tokens(service, num_before):
+    service.wait_until(lambda: service.total("num_tokens_total") > num_before, timeout_s=10)
+
+
+async def leave_after(service, name, body):
+    """Read a stream up to the first event of that name, then hang up."""
+    async with (
+        service.client() as client,
+        client.stream("POST", "/v1/reason", json=body | {"stream": True}) as response,
+    ):
+        async for message in events_of(response):
+            if message.name == name:
+                return
+    raise AssertionError(f"the stream ended without {name}")
+
+
+async def lose_patience(service, body, *, after_s):
+    with pytest.raises(httpx.ReadTimeout):
+        async with service.client() as client:
+            await client.post("/v1/reason", json=body, timeout=after_s)
+
+
+async def test_forty_of_fifty_are_answered_while_ten_leave_and_nothing_is_left(service):
+    before = service.total("num_tokens_total")
+    pipelines = ("hierarchical", "parallel", "sequential")
+    modes = ("latent", "latent", "text", "single")
+    bodies = [
+        SHORT | {"question": f"{i} + 2?", "pipeline": pipelines[i % 3], "mode": modes[i % 4]}
+        for i in range(40)
+    ]
+    leaving = [
+        *(leave_after(service, "agent.started", ENDLESS) for _ in range(3)),
+        *(leave_after(service, "answer.delta", ENDLESS) for _ in range(3)),
+        *(lose_patience(service, ENDLESS, after_s=0.3 * i) for i in range(1, 5)),
+    ]
+    async with service.client() as client:
+        answering = [client.post("/v1/reason", json=body) for body in bodies]
+        responses = await asyncio.gather(*answering, *leaving)
+    assert [response.status_code for response in responses[:40]] == [200] * 40
+    assert all(response.json()["final_answer"] for response in responses[:40])
+    service.wait_until_idle()
+    assert service.total("num_tokens_total") - before < len(leaving) * ENDLESS["max_tokens"] / 2
+
+
+async def test_request_on_a_replica_that_dies_is_503_and_the_service_recovers(service):
+    before = service.total("num_tokens_total")
+    async with service.client() as client:
+        asking = asyncio.create_task(client.post("/v1/reason", json=ENDLESS))
+        streaming = asyncio.create_task(read_all(service, ENDLESS))
+        await asyncio.to_thread(wait_for_tokens, service, before)
+        service.kill_replica("deciders")
+        response, messages = await asking, await streaming
+    assert response.status_code == 503
+    assert response.headers["retry-after"]
+    assert response.json()["error"]["code"] == "unavailable"
+    assert "'deciders'" in response.json()["error"]["message"]
+    assert (messages[-1].name, messages[-1].content) == ("error", response.json())
+
+    not_ready = service.get("/readyz")
+    assert not_ready.status_code == 503
+    assert "deciders" in not_ready.json()["error"]["message"]
+    assert service.get("/healthz").status_code == 200
+    service.wait_until(lambda: service.get("/readyz").status_code == 200, timeout_s=RECOVERY_S)
+    assert service.ask(**SHORT).status_code == 200
+
+
+async def read_all(service, body):
+    async with (
+        service.client() as client,
+        client.stream("POST", "/v1/reason", json=body | {"stream": True}) as response,
+    ):
+        return [message async for message in events_of(response)]

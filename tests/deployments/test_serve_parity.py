@@ -1,0 +1,93 @@
+"""The embedded model as it is served equals the embedded model in this process.
+
+With the configuration of the repository, in fp32: its two groups hand memory to each other.
+"""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deployments.args import AppArgs
+from latentmas_core.system import LatentMASSystem
+
+pytestmark = pytest.mark.serve
+
+REPO = Path(__file__).parents[2]
+QUESTION = "What is the capital of France?"
+OPTIONS = {"temperature": 0.0, "max_tokens": 16, "latent_steps": 4}
+NUM_THINKERS = 3
+HIDDEN_SIZE, BYTES_PER_NUMBER = 576, 4
+
+CASES = {
+    f"{pipeline}-{mode}": {"pipeline": pipeline, "mode": mode}
+    for pipeline in ("hierarchical", "sequential", "parallel")
+    for mode in ("latent", "text", "single")
+} | {"hierarchical-embeddings": {"pipeline": "hierarchical", "handoff": "embeddings"}}
+
+
+@pytest.fixture(scope="module")
+def args():
+    config = yaml.safe_load((REPO / "serve_config.yaml").read_text())
+    (application,) = config["applications"]
+    args = application["args"]
+    return args | {"engine": args["engine"] | {"dtype": "float32"}}
+
+
+@pytest.fixture(scope="module")
+def expected(args, embedded_model_path):
+    """The results of one process, which is gone before the service comes."""
+    valid = AppArgs.model_validate(args)
+    with LatentMASSystem(engine_config=valid.engine_of(valid.groups[0])) as system:
+        system.add_default_agents()
+        return {name: system.run(QUESTION, **OPTIONS, **case) for name, case in CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def service(expected, args, deploy):
+    return deploy(args)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_answer_over_http_is_the_answer_in_process(service, expected, case):
+    *events, done = service.stream(question=QUESTION, **OPTIONS, **CASES[case])
+    assert done.name == "answer.done"
+    served, local = done.content, expected[case].model_dump(mode="json")
+    assert served["final_answer"] == local["final_answer"]
+    assert served["usage"] == local["usage"]
+    assert served["finish_reason"] == local["finish_reason"]
+    assert [without_time(agent) for agent in served["agents"]] == [
+        without_time(agent) for agent in local["agents"]
+    ]
+    deltas = [event.content["text"] for event in events if event.name == "answer.delta"]
+    assert "".join(deltas) == served["final_answer"]
+    service.wait_until_idle()
+
+
+def without_time(agent):
+    return {key: value for key, value in agent.items() if key != "latency_ms"}
+
+
+def test_whole_answer_equals_the_streamed_one(service, expected):
+    response = service.ask(question=QUESTION, **OPTIONS)
+    assert response.status_code == 200
+    assert response.json()["final_answer"] == expected["hierarchical-latent"].final_answer
+
+
+def test_memory_crosses_between_the_groups_and_embeddings_are_far_smaller(service):
+    kv = service.ask(question=QUESTION, **OPTIONS).json()["transfer"]
+    assert (kv["stages"], kv["hops"]) == (2, 1)
+    embeddings = service.ask(question=QUESTION, handoff="embeddings", **OPTIONS).json()["transfer"]
+    num_crossing = 2  # planner and critic; the refiner thinks where the judger answers
+    assert embeddings["bytes"] == (
+        num_crossing * OPTIONS["latent_steps"] * HIDDEN_SIZE * BYTES_PER_NUMBER
+    )
+    assert kv["bytes"] > 100 * embeddings["bytes"]
+
+
+def test_those_who_think_write_nothing(service):
+    result = service.ask(question=QUESTION, **OPTIONS).json()
+    *thinkers, judger = result["agents"]
+    assert [agent["completion_tokens"] for agent in thinkers] == [0] * NUM_THINKERS
+    assert [agent["latent_steps"] for agent in thinkers] == [OPTIONS["latent_steps"]] * 3
+    assert judger["completion_tokens"] > 0

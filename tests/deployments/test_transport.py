@@ -1,0 +1,137 @@
+"""Packed memory on the wire, and what a caller is told when Ray itself fails."""
+
+import numpy as np
+import pytest
+import torch
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    OwnerDiedError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
+from deployments.messages import Parcel
+from deployments.transport import WireSegments, as_engine_error, fetch, from_wire, to_wire
+from latentmas_core.errors import ContextLengthError, EngineError, LatentMASError, SegmentError
+from latentmas_core.latent.codec import unpack
+from tests.deployments.wire import make_packed, make_segment, make_tensors, send
+
+
+@pytest.fixture
+def packed():
+    return make_packed(make_segment("planner"), make_segment("critic", num_latents=1))
+
+
+def address_of(array):
+    return array.__array_interface__["data"][0]
+
+
+@pytest.mark.parametrize("has_kv", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_round_trip_changes_nothing(dtype, has_kv):
+    sent = make_packed(make_segment("planner"), make_segment("critic"), dtype=dtype, has_kv=has_kv)
+    received = from_wire(send(to_wire(sent)))
+    assert (received.segments, received.layout, received.has_kv) == (
+        sent.segments,
+        sent.layout,
+        sent.has_kv,
+    )
+    assert received.buffer.dtype == dtype
+    assert torch.equal(received.buffer, sent.buffer)
+
+
+def test_nothing_is_copied_on_either_side(packed):
+    wire = to_wire(packed)
+    assert address_of(wire.data) == packed.buffer.data_ptr()
+    assert from_wire(wire).buffer.data_ptr() == address_of(wire.data)
+    received = send(wire)
+    assert from_wire(received).buffer.data_ptr() == address_of(received.data)
+
+
+def test_buffer_is_announced_in_bytes(packed):
+    assert to_wire(packed).data.dtype == np.uint8
+    assert to_wire(packed).data.nbytes == packed.num_bytes
+
+
+def test_content_are_views_of_a_buffer_that_may_be_read_only(packed):
+    received = send(to_wire(packed))
+    assert not received.data.flags.writeable
+    contents = unpack(from_wire(received))
+    begin = address_of(received.data)
+    for segment in packed.segments:
+        for tensor in (contents[segment.segment_id].latents, contents[segment.segment_id].kv.keys):
+            assert begin <= tensor.data_ptr() < begin + packed.num_bytes
+
+
+def test_thought_without_a_step_travels_as_no_bytes_at_all():
+    sent = make_packed(make_segment(num_latents=0), has_kv=False)
+    received = from_wire(send(to_wire(sent)))
+    assert received.num_bytes == 0
+    (content,) = unpack(received).values()
+    assert content.latents.shape == (0, sent.layout.hidden_size)
+
+
+async def test_fetching_joins_the_contents_of_all_parcels():
+    segments = [make_segment("planner"), make_segment("critic")]
+    parcels = [
+        Parcel((segment.segment_id,), send(to_wire(make_packed(segment))), 0)
+        for segment in segments
+    ]
+    contents = await fetch(parcels)
+    assert list(contents) == [segment.segment_id for segment in segments]
+    expected = make_tensors(segments[1], torch.float32)
+    assert torch.equal(contents[segments[1].segment_id].latents, expected.latents)
+
+
+async def test_parcel_that_was_cut_is_refused(packed):
+    wire = to_wire(packed)
+    cut = WireSegments(wire.segments, wire.layout, wire.has_kv, wire.dtype, wire.data[:-4])
+    with pytest.raises(SegmentError, match="elements"):
+        await fetch([Parcel(("x",), cut, cut.data.nbytes)])
+
+
+def task_error(cause):
+    """As awaiting a reference raises it: an error of both types."""
+    return RayTaskError("run_stage", "a traceback", cause).as_instanceof_cause()
+
+
+def test_error_of_the_stage_itself_comes_out_of_its_wrapping():
+    cause = ContextLengthError("too long.", param="question")
+    assert as_engine_error(task_error(cause), "thinkers") is cause
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (BackPressureError(9, 8), "group 'thinkers' is overloaded"),
+        (DeploymentUnavailableError(DeploymentID("thinkers")), "'thinkers' is not available"),
+        (TaskCancelledError(), "a stage of group 'thinkers' was cancelled"),
+        (ActorDiedError(), "a replica of group 'thinkers' was lost"),
+        (ActorUnavailableError("gone", None), "a replica of group 'thinkers' was lost"),
+        (WorkerCrashedError(), "a replica of group 'thinkers' was lost"),
+        (ObjectLostError("00", None, ""), "a replica of group 'thinkers' was lost"),
+        (OwnerDiedError("00", None, ""), "a replica of group 'thinkers' was lost"),
+        (GetTimeoutError(), "a replica of group 'thinkers' was lost"),
+        (RayServeException("upstream"), "a replica of group 'thinkers' was lost"),
+        (task_error(OwnerDiedError("00", None, "")), "a replica of group 'thinkers' was lost"),
+        (task_error(RayServeException("upstream")), "a replica of group 'thinkers' was lost"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_failure_of_ray_says_which_group_and_what_to_do(error, message):
+    told = as_engine_error(error, "thinkers")
+    assert type(told) is EngineError
+    assert message in told.message
+    assert told.message.endswith(".")
+
+
+def test_bug_in_a_stage_is_no_reason_to_try_again_and_leaks_nothing():
+    told = as_engine_error(task_error(ValueError("secret")), "thinkers")
+    assert type(told) is LatentMASError
+    assert told.message == "a stage of group 'thinkers' failed. See the log of its replica."
