@@ -63,9 +63,9 @@ class AgentGroupServer:
         return asdict(await self._engine.stats())
 
     def check_health(self) -> None:
-        """Raise if the engine's thread is gone, so that Serve replaces the replica."""
-        if not self._engine.is_running:
-            raise RuntimeError("the engine's thread has ended")
+        """Raise if the engine is gone or fails at every step, so that Serve replaces the replica."""
+        if not self._engine.is_healthy:
+            raise RuntimeError("the engine has ended, or its steps fail one after the other")
 
     def close(self) -> None:
         self._engine.close()

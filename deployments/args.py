@@ -62,6 +62,15 @@ class AppArgs(GroupsConfig):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _declares_each_name_once(self) -> Self:
+        for kind, declared in (("agent", self.agents), ("pipeline", self.pipelines)):
+            names = [one.name for one in declared]
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{kind} {name!r} is declared twice; names are unique")
+        return self
+
     @property
     def known_agents(self) -> dict[str, AgentConfig]:
         return {agent.name: agent for agent in (*default_agents(), *self.agents)}

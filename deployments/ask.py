@@ -14,6 +14,10 @@ ANSWER_TIMEOUT_S = 600.0
 READY_TIMEOUT_S = 10.0
 
 
+class AskError(Exception):
+    """The service answered, but with an error."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("question")
@@ -25,14 +29,14 @@ def main() -> None:
         ask(args.url, args.question, pipeline=args.pipeline, mode=args.mode)
     except httpx.ConnectError:
         sys.exit(f"nothing answers on {args.url}. Start the service first: make serve")
-    except httpx.HTTPStatusError as error:
-        sys.exit(f"{error.response.status_code}: {_message_of(error.response)}")
+    except (httpx.HTTPError, AskError) as error:
+        sys.exit(f"error: {error}")
 
 
 def ask(url: str, question: str, **options: str) -> None:
     """Print the question, each agent as it finishes, and the answer as it comes.
 
-    Greedy, so that the same question gets the same answer. Raises httpx errors.
+    Greedy, so that the same question gets the same answer. Raises AskError and httpx errors.
     """
     print(f"Q: {question}")
     body = {"question": question, "temperature": 0, "stream": True, **options}
@@ -46,7 +50,7 @@ def ask(url: str, question: str, **options: str) -> None:
         elif name == "answer.done":
             print(_summarise(payload), flush=True)
         elif name == "error":
-            sys.exit(f"error: {payload['error']['message']}")
+            raise AskError(payload["error"]["message"])
 
 
 def wait_until_ready(url: str, *, timeout_s: float) -> bool:
@@ -71,7 +75,7 @@ def _events(url: str, body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
     with httpx.stream("POST", url, json=body, timeout=ANSWER_TIMEOUT_S) as response:
         if response.is_error:
             response.read()
-        response.raise_for_status()
+            raise AskError(f"{response.status_code}: {_message_of(response)}")
         name = ""
         for line in response.iter_lines():
             field, _, content = line.partition(": ")
@@ -94,7 +98,7 @@ def _summarise(result: dict[str, Any]) -> str:
     transfer = result["transfer"]
     return (
         f"   {result['pipeline']}, {result['mode']}: {result['latency_ms']:.0f} ms; "
-        f"{transfer['bytes'] / 2**20:.1f} MiB of memory over {transfer['hops']} hop(s)"
+        f"{transfer['bytes'] / 2**20:.1f} MiB of memory handed over, {transfer['hops']} hop(s)"
     )
 
 

@@ -8,8 +8,10 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ HOST = "127.0.0.1"
 SAMPLE_QUESTION = "What is the capital of France?"
 READY_TIMEOUT_S = 300.0
 OBJECT_STORE_BYTES = 512 * 2**20
+MAX_LOG_CHARS = 4000
 
 # Ray reads its settings when it is imported. Token authentication keeps other users of this machine
 # away from the dashboard and the cluster; Ray generates the token and keeps it in the home folder.
@@ -28,6 +31,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # On one machine a replica that cannot start will not start the next time either.
 os.environ.setdefault("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1")
 
+import httpx  # noqa: E402
 import ray  # noqa: E402
 import yaml  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
@@ -35,7 +39,7 @@ from ray import serve  # noqa: E402
 from ray.serve.schema import ApplicationStatus  # noqa: E402
 
 from deployments.args import AppArgs  # noqa: E402
-from deployments.ask import ask, wait_until_ready  # noqa: E402
+from deployments.ask import AskError, ask, wait_until_ready  # noqa: E402
 from latentmas_core.errors import LatentMASError  # noqa: E402
 
 
@@ -49,25 +53,55 @@ def main() -> None:
     with _local_cluster() as dashboard_url, _serve_run(config_path) as process:
         _wait(url, process)
         print(f"\nReady on {url}. A sample question:\n", flush=True)
-        ask(url, SAMPLE_QUESTION)
+        _ask_sample(url)
         _print_what_next(url, dashboard_url)
         process.wait()
         sys.exit(process.returncode)
 
 
 def _check(config_path: Path) -> int:
-    """Validate the application's args before anything starts; the port that will be served."""
+    """Validate the config before anything starts; the port that will be served."""
     try:
         config: dict[str, Any] = yaml.safe_load(config_path.read_text())
         for application in config["applications"]:
             AppArgs.model_validate(application["args"])
-        return int(config.get("http_options", {}).get("port", 8000))
+        http_options: dict[str, Any] = config["http_options"]
+        host, port = http_options["host"], int(http_options.get("port", 8000))
     except OSError as error:
         sys.exit(f"{config_path} cannot be read: {error.strerror}. Name a Serve config file.")
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        sys.exit(f"{config_path} is no Serve config with applications and args: {error!r}")
-    except (ValidationError, LatentMASError) as error:
-        sys.exit(f"{config_path} is refused:\n{error}")
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            sys.exit(f"{config_path} is refused:\n{error}")
+        sys.exit(f"{config_path} needs applications with args, and http_options.host: {error!r}")
+    except LatentMASError as error:
+        sys.exit(f"{config_path} is refused: {error}")
+    if host != HOST:
+        sys.exit(
+            f"http_options.host is {host}; this command serves on {HOST} only, since there are no "
+            "API keys yet. Set it to that, or start `serve run` yourself behind a gateway."
+        )
+    _check_free(port)
+    return port
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            sys.exit(
+                f"port {port} of {HOST} cannot be had: {error.strerror}. End what listens there, "
+                "or set http_options.port."
+            )
+
+
+def _ask_sample(url: str) -> None:
+    """A sample that fails says so; the service goes on."""
+    try:
+        ask(url, SAMPLE_QUESTION)
+    except (httpx.HTTPError, AskError) as error:
+        print(f"The sample question failed: {error}", flush=True)
 
 
 @contextmanager
@@ -94,14 +128,18 @@ def _serve_run(config_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """``serve run`` as a process that joins our cluster; ended with us, however we end."""
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", address]
-    process = subprocess.Popen([*command, str(config_path)], stderr=subprocess.DEVNULL)
-    try:
-        yield process
-    except KeyboardInterrupt:
-        print("\nStopping ...", flush=True)
-    finally:
-        process.terminate()
-        process.wait()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([*command, str(config_path)], stderr=log)
+        try:
+            yield process
+        except KeyboardInterrupt:
+            print("\nStopping ...", flush=True)
+        finally:
+            if process.poll():  # it ended by itself, badly: say why
+                log.seek(0)
+                sys.stderr.write(log.read().decode(errors="replace")[-MAX_LOG_CHARS:])
+            process.terminate()
+            process.wait()
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:

@@ -37,7 +37,8 @@ class Usage(FrozenModel):
 
 
 class Transfer(FrozenModel):
-    """What hand-offs cost: stages executed, hops between groups, and bytes that crossed them."""
+    """What hand-offs cost: stages executed, hops between groups, and bytes of memory that stages
+    put where others can fetch them."""
 
     model_config = ConfigDict(populate_by_name=True)
 

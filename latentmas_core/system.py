@@ -261,6 +261,11 @@ class LatentMASSystem:
     def _find_pipeline(self, pipeline: PipelineChoice) -> PipelineSpec:
         if isinstance(pipeline, PipelineSpec):
             return pipeline
+        if not isinstance(pipeline, str | Sequence):
+            raise ConfigError(
+                f"pipeline is {pipeline!r}; it has to be a name, a PipelineSpec or a list of agents.",
+                param="pipeline",
+            )
         if not isinstance(pipeline, str):
             return sequential(pipeline)
         if pipeline == SEQUENTIAL:
@@ -281,9 +286,10 @@ def _merged(base: EngineConfig, **given: Any) -> EngineConfig:
 
 
 def _check_latent_steps(latent_steps: int, max_latent_steps: int) -> None:
-    if not 0 <= latent_steps <= max_latent_steps:
+    if type(latent_steps) is not int or not 0 <= latent_steps <= max_latent_steps:
         raise ConfigError(
-            f"latent_steps is {latent_steps}; allowed are 0 to {max_latent_steps}. "
+            f"latent_steps is {latent_steps!r}; allowed are whole numbers from 0 to "
+            f"{max_latent_steps}. "
             "Lower it, or raise max_latent_steps in engine_config.",
             param="latent_steps",
         )

@@ -38,6 +38,9 @@ from latentmas_core.latent.segment import Segment, SegmentTensors
 
 logger = logging.getLogger(__name__)
 
+# A device that is broken fails every step from then on; a bad request fails its own.
+MAX_FAILURES_IN_A_ROW = 3
+
 
 class Engine:
     """Runs turns of agents, many at a time, over one model.
@@ -77,6 +80,11 @@ class Engine:
     @property
     def is_running(self) -> bool:
         return self._thread.is_alive() and not self._is_closed
+
+    @property
+    def is_healthy(self) -> bool:
+        """Running, and its steps do not fail one after the other."""
+        return self.is_running and self.stepper.num_failures_in_a_row < MAX_FAILURES_IN_A_ROW
 
     def close(self) -> None:
         """End the thread; turns that are under way fail with EngineError."""
@@ -175,7 +183,7 @@ class Engine:
         """Raise AssertionError if any count of blocks or references does not add up."""
         await self._inbox.call(self.stepper.check_integrity)
 
-    # Everything below runs on the engine's thread.
+    # From here to _pack: the engine's thread.
 
     def _live(self, loaded: LoadedModel | None, is_set_up: "Future[None]") -> None:
         try:
@@ -189,9 +197,9 @@ class Engine:
         with closing(self._inbox):
             try:
                 self._step_until_closed()
-            except Exception as error:
+            except Exception:
                 logger.exception("the engine ends: its counts cannot be trusted any more")
-                end = EngineError(f"the engine failed and is closed: {error}. Start it again.")
+                end = EngineError("the engine failed and is closed. Start it again.")
             self._is_closed = True
             self.stepper.close(end)
 
@@ -231,13 +239,14 @@ class Engine:
 
     def _make_sequence(self, turn: Turn, sink: EventSink) -> EngineSequence:
         has_keys = self.config.has_prefix_cache and turn.memory is None and turn.recall is None
-        keys = prefix_keys(self.fingerprint, turn.prompt_ids, self.stepper.blocks.block_size)
+        block_size = self.stepper.blocks.block_size
+        keys = prefix_keys(self.fingerprint, turn.prompt_ids, block_size) if has_keys else []
         stop = turn.sampling.stop if turn.sampling else ()
         return EngineSequence(
             turn,
             sink=sink,
             detokenizer=Detokenizer(self.tokenizer.backend_tokenizer, stop),
-            prefix_keys=keys if has_keys else [],
+            prefix_keys=keys,
         )
 
 

@@ -27,7 +27,8 @@ class TurnLimits:
             raise ConfigError(
                 f"prompt of agent {turn.agent!r} has 0 tokens; it needs at least 1.", param="prompt"
             )
-        if not 0 <= turn.num_latent_steps <= self.max_latent_steps:
+        num_steps = turn.num_latent_steps
+        if type(num_steps) is not int or not 0 <= num_steps <= self.max_latent_steps:
             raise ConfigError(
                 f"latent_steps is {turn.num_latent_steps} for agent {turn.agent!r}; allowed are 0 "
                 f"to {self.max_latent_steps}. Lower it, or raise max_latent_steps of the engine.",

@@ -144,7 +144,8 @@ class MemoryStore:
         Where a segment came without keys and values, the memory can only be prefilled again.
         """
         contents = {segment_id: tensors[segment_id] for segment_id in memory.segment_ids}
-        latents = {segment_id: content.latents for segment_id, content in contents.items()}
+        # Sequences that recall them share steps with others that think: all on one device.
+        latents = {key: content.latents.to(self.pool.device) for key, content in contents.items()}
         staged = None
         if all(content.kv is not None for content in contents.values()):
             placed = [(contents[p.segment.segment_id].kv, p.shift) for p in memory.placements]

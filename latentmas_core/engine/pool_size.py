@@ -1,6 +1,6 @@
 """Chooses how large the KV pool is. Knows memory and bytes, no requests."""
 
-import os
+from pathlib import Path
 
 import torch
 
@@ -13,6 +13,7 @@ from latentmas_core.errors import ConfigError
 DEFAULT_BLOCK_SIZE = 16
 MAX_CPU_POOL_BYTES = 2**30
 MIN_NUM_BLOCKS = 2
+MEMINFO = Path("/proc/meminfo")
 
 
 def choose_block_size(config: EngineConfig, *, is_paged: bool) -> int:
@@ -51,5 +52,20 @@ def _available_bytes(share: float, device: torch.device) -> int:
     if device.type == "cuda":
         num_free, _ = torch.cuda.mem_get_info(device)
         return int(num_free * share)
-    num_free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(int(num_free * share), MAX_CPU_POOL_BYTES)
+    num_available = available_host_bytes()
+    if num_available is None:
+        return MAX_CPU_POOL_BYTES
+    return min(int(num_available * share), MAX_CPU_POOL_BYTES)
+
+
+def available_host_bytes() -> int | None:
+    """Memory that may be had without swapping; None where the system does not say."""
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, amount = line.partition(":")
+        if name == "MemAvailable":
+            return 1024 * int(amount.split()[0])
+    return None

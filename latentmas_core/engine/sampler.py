@@ -1,7 +1,7 @@
 """Chooses the next token of each row. Knows logits and options, not sequences or models.
 
 Every request draws from a generator of its own, one number per token, so the same request with the
-same seed says the same whatever shares its batch.
+same seed draws the same numbers whatever shares its batch.
 """
 
 import random

@@ -59,6 +59,7 @@ class Stepper:
         self._counters = Counters()
         self._sequences: dict[int, Sequence] = {}
         self._is_closed = False
+        self.num_failures_in_a_row = 0
 
     @property
     def has_work(self) -> bool:
@@ -71,11 +72,14 @@ class Stepper:
             return False
         try:
             self.runner.step(scheduled, self.pool)
-        except Exception as error:
+        except Exception:
             logger.exception("a step of %d sequences failed", len(scheduled))
-            cause = f"the step that computed this request failed: {error}. Send it again."
-            self.fail([rows.sequence for rows in scheduled], EngineError(cause))
+            self.num_failures_in_a_row += 1
+            # What failed is in the log; it may tell of paths and devices, so a client is not told.
+            cause = EngineError("the step that computed this request failed. Send it again.")
+            self.fail([rows.sequence for rows in scheduled], cause)
             return True
+        self.num_failures_in_a_row = 0
         self.scheduler.advance(scheduled)
         self._counters.num_steps += 1
         self._counters.num_rows += sum(rows.num_rows for rows in scheduled)

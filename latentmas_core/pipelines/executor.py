@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from latentmas_core.errors import EngineError
@@ -134,7 +135,9 @@ class _Walk(Generic[MemoryRef]):
     async def _finish_reading(self, parent: str, owned: OwnedMemories[MemoryRef]) -> None:
         self._num_readers[parent] -= 1
         if self._num_readers[parent] == 0:
-            await owned.release(self._done[parent].memory)
+            done = self._done[parent]
+            self._done[parent] = replace(done, memory=None)
+            await owned.release(done.memory)
 
     def result(self, *, latency_ms: float) -> Result:
         nodes = [node for stage in self._plan.stages for node in stage.nodes]

@@ -20,6 +20,8 @@ from latentmas_core.pipelines.spec import NodeSpec
 from latentmas_core.pipelines.turn_engine import TurnEngine
 from latentmas_core.request import ReasonRequest
 
+MAX_TOKEN_BYTES = 128
+
 StageItem = Event | StageDone[ResidentMemory]
 
 
@@ -79,8 +81,16 @@ class StageWorker:
 
 def check_question(engine: TurnEngine, question: str) -> None:
     """Raise ContextLengthError for a question that alone is longer than the model's positions."""
-    if len(question.encode()) <= engine.max_positions:
+    num_bytes = len(question.encode())
+    if num_bytes <= engine.max_positions:
         return  # no token is shorter than a byte
+    max_bytes = engine.max_positions * MAX_TOKEN_BYTES
+    if num_bytes > max_bytes:  # counting its tokens would hold up everyone else
+        raise ContextLengthError(
+            f"question has {num_bytes} bytes; {max_bytes} are the most that the model's "
+            f"{engine.max_positions} positions can hold. Shorten the question.",
+            param="question",
+        )
     encoded = engine.tokenizer(question, add_special_tokens=False, verbose=False)
     num_tokens = len(encoded["input_ids"])
     if num_tokens > engine.max_positions:

@@ -178,6 +178,13 @@ def test_stop_string_of_several_bytes_per_character(
     assert detokenizer.has_stopped
 
 
+def test_first_of_several_stop_strings_counts_within_one_token(embedded_model_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model_path)
+    ids = ids_of(tokenizer, " world")
+    assert len(ids) == 1
+    assert feed(create_detokenizer(tokenizer, "ld", "or"), ids) == [" w", ""]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_random_text_ends_before_the_first_stop_string(
     tokenizer: PreTrainedTokenizerBase, seed: int

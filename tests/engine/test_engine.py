@@ -117,6 +117,22 @@ async def test_memory_says_who_made_it_and_what_it_attended_to(engine: Engine) -
     await engine.release(critique)
 
 
+async def test_readers_after_each_other_do_not_write_over_each_others_thoughts(
+    engine: Engine,
+) -> None:
+    plan = await think(engine, latent_steps=2)  # 19 rows: its last block has a slot left
+    first = await think(engine, prompt="One view.", latent_steps=2, memory=plan)
+    before = await export_all(engine, first)
+    second = await think(engine, prompt="Another view.", latent_steps=2, memory=plan)
+    for ours, theirs in zip(await export_all(engine, first), before, strict=True):
+        assert ours.kv is not None
+        assert theirs.kv is not None
+        assert torch.equal(ours.kv.keys, theirs.kv.keys)
+        assert torch.equal(ours.kv.values, theirs.kv.values)
+    for memory in (plan, first, second):
+        await engine.release(memory)
+
+
 async def test_memory_of_a_turn_that_spoke_leaves_out_what_it_said(engine: Engine) -> None:
     turn = create_turn(latent_steps=2, max_tokens=9, keeps_memory=True)
     spoken = (await engine.complete(turn)).memory
@@ -211,7 +227,7 @@ async def test_same_seed_says_the_same_alone_and_in_a_batch(engine: Engine) -> N
 async def test_seed_survives_preemption(open_engine: OpenEngine, tiny_llama: Path) -> None:
     sampling = SamplingParams(max_tokens=20, temperature=0.9, seed=4, ignore_eos=True)
     turns = [create_turn(f"Story {number}", sampling=sampling) for number in range(4)]
-    engine = open_engine(tiny_llama, num_blocks=9, has_prefix_cache=False)
+    engine = open_engine(tiny_llama, num_blocks=9, has_prefix_cache=False, max_num_batched_tokens=5)
     with paused(engine):
         tasks = await start_all(*(engine.complete(turn) for turn in turns))
     dones = [await task for task in tasks]
@@ -671,7 +687,7 @@ async def test_engine_that_loses_count_fails_everybody_at_once_and_closes(
         monkeypatch.setattr(engine.stepper.scheduler, "schedule", lose_count)
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(result, EngineError)
-        assert "the engine failed and is closed: 1 + 1 != 3 blocks" in str(result)
+        assert "the engine failed and is closed" in str(result)
     engine._thread.join(10)
     assert not engine.is_running
     assert "counts cannot be trusted" in caplog.text

@@ -1,12 +1,13 @@
 """The pool takes what it was given, or a share of what is free."""
 
-import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from latentmas_core.config import EngineConfig
+from latentmas_core.engine import pool_size
 from latentmas_core.engine.attention import PAGED_BLOCK_SIZE
 from latentmas_core.engine.kv_pool import num_block_bytes
 from latentmas_core.engine.pool_size import (
@@ -26,9 +27,8 @@ def count_blocks(device: torch.device = CPU, **options: Any) -> int:
     return choose_num_blocks(EngineConfig(**options), SHAPE, 16, torch.float32, device)
 
 
-def pretend_free_host_bytes(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
-    answers = {"SC_AVPHYS_PAGES": num_bytes // 4096, "SC_PAGE_SIZE": 4096}
-    monkeypatch.setattr(os, "sysconf", lambda name: answers[name])
+def pretend_free_host_bytes(monkeypatch: pytest.MonkeyPatch, num_bytes: int | None) -> None:
+    monkeypatch.setattr(pool_size, "available_host_bytes", lambda: num_bytes)
 
 
 def test_block_size_is_the_default_unless_told() -> None:
@@ -77,3 +77,21 @@ def test_pool_of_less_than_two_blocks_is_refused_with_all_numbers() -> None:
     with pytest.raises(ConfigError, match=expected) as caught:
         count_blocks(kv_cache_bytes=got)
     assert caught.value.param == "kv_cache_bytes"
+
+
+def test_host_that_does_not_say_what_is_free_gives_the_most_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_free_host_bytes(monkeypatch, None)
+    assert count_blocks(memory_share=0.25) == MAX_CPU_POOL_BYTES // BLOCK_BYTES
+
+
+def test_available_memory_is_read_from_the_system(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 7 kB\n")
+    monkeypatch.setattr(pool_size, "MEMINFO", meminfo)
+    assert pool_size.available_host_bytes() == 7 * 1024
+    monkeypatch.setattr(pool_size, "MEMINFO", tmp_path / "absent")
+    assert pool_size.available_host_bytes() is None
