@@ -63,7 +63,7 @@ class AgentGroupServer:
         return asdict(await self._engine.stats())
 
     def check_health(self) -> None:
-        """Raise if the engine is gone or fails at every step, so that Serve replaces the replica."""
+        """Raise if the engine is gone or fails at every step: Serve then replaces the replica."""
         if not self._engine.is_healthy:
             raise RuntimeError("the engine has ended, or its steps fail one after the other")
 

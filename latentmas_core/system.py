@@ -263,7 +263,7 @@ class LatentMASSystem:
             return pipeline
         if not isinstance(pipeline, str | Sequence):
             raise ConfigError(
-                f"pipeline is {pipeline!r}; it has to be a name, a PipelineSpec or a list of agents.",
+                f"pipeline is {pipeline!r}; give a name, a PipelineSpec or a list of agents.",
                 param="pipeline",
             )
         if not isinstance(pipeline, str):

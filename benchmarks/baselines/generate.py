@@ -6,6 +6,7 @@ answers are plain argmax chains and all peers give the same ids in fp32.
 
 import statistics
 import time
+from typing import NamedTuple
 
 import torch
 from transformers import (
@@ -38,28 +39,45 @@ def generate_static(
     return sequences[:, num_columns:].tolist()
 
 
-def generate_continuous(
+class ContinuousRun(NamedTuple):
+    """busy_s: from the first prompt that is taken up to the last token, so without start-up."""
+
+    answer_ids: list[list[int]]
+    busy_s: float
+
+
+def run_continuous(
     model: PreTrainedModel,
     prompts: list[list[int]],
     *,
     max_tokens: int,
-    batching: ContinuousBatchingConfig | None = None,
-) -> list[list[int]]:
-    """`generate_batch`, transformers' continuous batching.
+    batching: ContinuousBatchingConfig | None,
+) -> ContinuousRun:
+    """`generate_batch`, transformers' continuous batching; None leaves its pool to itself.
 
-    By default the pool is cut to the prompts: on a CPU, left to itself, it first fills nearly all
-    free memory, at seconds per call.
+    On a CPU that pool then takes more than half of the machine's memory, anew in each call.
     """
     outputs = model.generate_batch(
         prompts,
         generation_config=_forced_length(model, max_tokens),
-        continuous_batching_config=batching or fitting_pool(prompts, max_tokens=max_tokens),
+        continuous_batching_config=batching,
         warmup=model.device.type == "cuda",
     )
     failures = [output.error for output in outputs.values() if output.error is not None]
     if failures or len(outputs) < len(prompts):
         raise RuntimeError(f"generate_batch lost requests: {failures or 'no reason given'}")
-    return [output.generated_tokens for output in outputs.values()]
+    starts, ends = zip(*(output.lifespan for output in outputs.values()), strict=True)
+    answer_ids = [output.generated_tokens for output in outputs.values()]
+    return ContinuousRun(answer_ids, max(ends) - min(starts))
+
+
+def generate_continuous(
+    model: PreTrainedModel, prompts: list[list[int]], *, max_tokens: int
+) -> list[list[int]]:
+    """The answers of `generate_batch` with a pool that is cut to the prompts."""
+    batching = fitting_pool(prompts, max_tokens=max_tokens)
+    run = run_continuous(model, prompts, max_tokens=max_tokens, batching=batching)
+    return run.answer_ids
 
 
 def fitting_pool(prompts: list[list[int]], *, max_tokens: int) -> ContinuousBatchingConfig:

@@ -661,12 +661,15 @@ async def test_step_that_fails_ends_its_turns_and_no_others(
             engine.complete(create_turn(latent_steps=2, max_tokens=9, memory=memory)),
             engine.complete(turn),
         )
-    results = await asyncio.gather(one, other, return_exceptions=True)
-    assert all(isinstance(result, EngineError) for result in results)
-    assert all("the card fell off the bus" in str(result) for result in results)
+    for result in await asyncio.gather(one, other, return_exceptions=True):
+        assert isinstance(result, EngineError)
+        assert "the step that computed this request failed" in str(result)
+        assert "bus" not in str(result), "the cause is the operator's business"
     assert (await waiting).output_ids == expected.output_ids
     assert (await engine.complete(turn)).output_ids == expected.output_ids
     assert "a step of 2 sequences failed" in caplog.text
+    assert "the card fell off the bus" in caplog.text
+    assert engine.stepper.num_failures_in_a_row == 0
     await engine.release(memory)
     await assert_nothing_left(engine)
 

@@ -1,0 +1,77 @@
+"""Writes measurements as lines of text. Knows nothing of how they were taken."""
+
+from collections.abc import Iterator, Sequence
+
+from benchmarks.measure import Comparison, Measurement, Missing
+
+_LINE = "{what:<34}{ours:>14}  {baseline:<45}{ratio:>7}  {bar:<8}{holds:<7}{same_ids}"
+_TITLES = _LINE.format(
+    what="what",
+    ours="ours",
+    baseline="baseline",
+    ratio="ratio",
+    bar="bar",
+    holds="holds",
+    same_ids="same ids",
+)
+
+
+def table_lines(measured: Sequence[Measurement]) -> Iterator[str]:
+    """A block per dtype; figures are medians, the ratio is ours / baseline."""
+    for dtype in dict.fromkeys(measurement.dtype for measurement in measured):
+        yield ""
+        yield dtype
+        yield _TITLES
+        for measurement in measured:
+            if measurement.dtype == dtype:
+                yield _line(measurement)
+    yield ""
+    yield from _notes(measured)
+
+
+def _line(measurement: Measurement) -> str:
+    if isinstance(measurement, Missing):
+        return f"{measurement.what:<34}{'failed' if measurement.is_failure else 'left out':>14}"
+    ours, baseline = measurement.ours, measurement.baseline
+    return _LINE.format(
+        what=measurement.what,
+        ours=f"{_number(ours.median)} {_short(measurement.unit)}",
+        baseline=f"{_number(baseline.median)} {_short(measurement.unit)}  {baseline.side}",
+        ratio=f"{measurement.ratio:.3f}",
+        bar="" if measurement.bar is None else str(measurement.bar),
+        holds={None: "", True: "yes", False: "NO"}[measurement.is_bar_met],
+        same_ids=_same_ids(measurement),
+    ).rstrip()
+
+
+def _notes(measured: Sequence[Measurement]) -> Iterator[str]:
+    """What each line includes, once, and why lines are missing."""
+    seen: set[str] = set()
+    for measurement in measured:
+        note = measurement.reason if isinstance(measurement, Missing) else _note(measurement)
+        if note and note not in seen:
+            seen.add(note)
+            yield f"  {note}"
+
+
+def _note(comparison: Comparison) -> str:
+    if not comparison.note:
+        return ""
+    return f"{comparison.what} / {comparison.ours.side} / {comparison.baseline.side}: " + (
+        comparison.note
+    )
+
+
+def _same_ids(comparison: Comparison) -> str:
+    agreement = comparison.agreement
+    if agreement is None:
+        return ""
+    return f"{agreement.num_identical}/{agreement.num_answers}"
+
+
+def _short(unit: str) -> str:
+    return {"tokens/s": "tok/s", "requests/s": "req/s", "tokens": "tok"}.get(unit, unit)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,28 @@
+"""A stopwatch that waits for the device."""
+
+import time
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Timed(NamedTuple, Generic[T]):
+    """What a call returned and how long it took."""
+
+    value: T
+    duration_s: float
+
+
+def timed(device: torch.device, function: Callable[[], T]) -> Timed[T]:
+    started_s = _now_s(device)
+    value = function()
+    return Timed(value, _now_s(device) - started_s)
+
+
+def _now_s(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
