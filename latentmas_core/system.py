@@ -288,8 +288,7 @@ def _merged(base: EngineConfig, **given: Any) -> EngineConfig:
 def _check_latent_steps(latent_steps: int, max_latent_steps: int) -> None:
     if type(latent_steps) is not int or not 0 <= latent_steps <= max_latent_steps:
         raise ConfigError(
-            f"latent_steps is {latent_steps!r}; allowed are whole numbers from 0 to "
-            f"{max_latent_steps}. "
-            "Lower it, or raise max_latent_steps in engine_config.",
+            f"latent_steps is {latent_steps!r}; allowed are 0 to {max_latent_steps}, in whole "
+            "steps. Lower it, or raise max_latent_steps in engine_config.",
             param="latent_steps",
         )

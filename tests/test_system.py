@@ -261,6 +261,7 @@ def test_closed_system_refuses_and_leaves_a_borrowed_engine_alone(engine):
     ("options", "message"),
     [
         ({"dtype": "int3"}, "dtype got 'int3'.*'bfloat16'"),
+        ({"latent_steps": 10.5}, "latent_steps is 10.5; allowed are 0 to 128, in whole steps"),
         ({"latent_steps": -1}, "latent_steps is -1; allowed are 0 to 128"),
         ({"latent_steps": 129}, "latent_steps is 129; allowed are 0 to 128"),
         (
