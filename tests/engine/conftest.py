@@ -1,41 +1,15 @@
-"""Engines over tiny models, closed behind every test and searched for anything left over."""
+"""Fixtures of the engine's tests: engines that are closed behind every test."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from latentmas_core.config import EngineConfig
 from latentmas_core.engine.engine import Engine
-from latentmas_core.engine.kv_pool import num_block_bytes
-from latentmas_core.engine.model_loader import LoadedModel, load_model
-
-OpenEngine = Callable[..., Engine]
-
-CPU = torch.device("cpu")
-BLOCK_SIZE = 4
-
-
-def make_engine(model: Path, *, num_blocks: int = 400, **overrides: Any) -> Engine:
-    """An fp32 engine on the CPU with exactly ``num_blocks`` small blocks."""
-    loaded = load_plain(model)
-    settings = {"block_size": BLOCK_SIZE} | overrides
-    block_bytes = num_block_bytes(loaded.shape, settings["block_size"], torch.float32)
-    config = EngineConfig(
-        model_name=str(model),
-        device="cpu",
-        dtype="float32",
-        kv_cache_bytes=num_blocks * block_bytes,
-        **settings,
-    )
-    return Engine(config, loaded)
-
-
-def load_plain(model: Path, device: torch.device = CPU) -> LoadedModel:
-    """The model as transformers runs it: in fp32, with sdpa."""
-    return load_model(str(model), device=device, dtype=torch.float32)
+from latentmas_core.engine.resident import ResidentMemory
+from tests.engine.engines import OpenEngine, assert_nothing_left, make_engine
+from tests.engine.turns import think
 
 
 @pytest.fixture
@@ -56,9 +30,14 @@ async def open_engine() -> AsyncIterator[OpenEngine]:
             engine.close()
 
 
-async def assert_nothing_left(engine: Engine) -> None:
-    """No request, memory or used block, and all counts add up."""
-    stats = await engine.stats()
-    left = (stats.num_running, stats.num_waiting, stats.num_memories, stats.num_used_blocks)
-    assert left == (0, 0, 0, 0), f"running, waiting, memories, used blocks: {left}"
-    await engine.check_integrity()
+@pytest.fixture
+def engine(open_engine: OpenEngine, tiny_llama: Path) -> Engine:
+    return open_engine(tiny_llama)
+
+
+@pytest.fixture
+async def memory(engine: Engine) -> AsyncIterator[ResidentMemory]:
+    """What a planner left, released behind the test."""
+    planned = await think(engine)
+    yield planned
+    await engine.release(planned)

@@ -14,7 +14,7 @@ from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.turn import Turn, TurnDone
 from latentmas_core.latent.segment import KVRows, SegmentTensors
-from tests.engine.conftest import CPU, load_plain
+from tests.engine.engines import CPU, load_plain
 
 TOLERANCE = 1e-4
 

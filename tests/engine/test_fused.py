@@ -21,7 +21,7 @@ from latentmas_core.engine.fused import (
 )
 from latentmas_core.engine.kv_pool import KVPool
 from latentmas_core.engine.model_loader import LoadedModel
-from tests.engine.conftest import OpenEngine, load_plain
+from tests.engine.engines import OpenEngine, load_plain
 from tests.engine.oracle import Agent, Chain, Oracle, release_all, run_chains
 from tests.factories import make_tiny_model
 

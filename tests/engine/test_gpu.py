@@ -27,7 +27,7 @@ from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.turn import Turn
 from latentmas_core.latent.codec import unpack
 from latentmas_core.latent.segment import KVRows
-from tests.engine.conftest import OpenEngine, assert_nothing_left
+from tests.engine.engines import OpenEngine, assert_nothing_left
 from tests.engine.oracle import (
     Agent,
     Chain,

@@ -12,7 +12,7 @@ from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.turn import Turn, TurnDone
 from latentmas_core.latent.segment import KVRows, SegmentTensors
-from tests.engine.conftest import OpenEngine
+from tests.engine.engines import OpenEngine
 from tests.engine.oracle import encode, export_all, greedy
 from tests.engine.stepping import record_steps
 

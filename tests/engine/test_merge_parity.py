@@ -20,7 +20,7 @@ from latentmas_core.engine.turn import Turn, TurnDone
 from latentmas_core.latent.memory import MergeRule
 from latentmas_core.latent.segment import KVRows, SegmentTensors
 from tests.baselines.models import YARN, FullForward, embed, forward_at_once
-from tests.engine.conftest import OpenEngine
+from tests.engine.engines import OpenEngine
 from tests.engine.oracle import TOLERANCE, Oracle, export_all, greedy
 from tests.factories import make_tiny_model
 

@@ -14,7 +14,7 @@ from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.turn import Turn
 from latentmas_core.latent.memory import Memory, MergeRule
 from tests.baselines.models import forward_at_once
-from tests.engine.conftest import OpenEngine, load_plain
+from tests.engine.engines import OpenEngine, load_plain
 from tests.engine.oracle import export_all
 from tests.engine.stepping import record_steps
 

@@ -1,115 +1,24 @@
 """Who computes how many rows in the next step: no model, no tensors, blocks and counts only."""
 
 import random
-from collections.abc import Callable
 from typing import cast
 
 import pytest
-import torch
 
-from latentmas_core.engine.block_manager import BlockManager
-from latentmas_core.engine.resident import ResidentMemory
-from latentmas_core.engine.scheduler import ScheduledRows, Scheduler
-from latentmas_core.engine.sequence import NextRow, Sequence
-from latentmas_core.latent.memory import Memory
+from latentmas_core.engine.scheduler import ScheduledRows
+from latentmas_core.engine.sequence import Sequence
 from tests.engine.factories import BLOCK_SIZE, create_sequence
-from tests.latent.factories import create_segment
-
-LATENT = cast(torch.Tensor, object())
-
-
-class FakeMemories:
-    """Memories that are only counted: readers get blocks of their own, idle ones give way."""
-
-    def __init__(self, blocks: BlockManager) -> None:
-        self.blocks = blocks
-        self.idle_block_ids: list[int] = []
-        self.pinned: list[ResidentMemory] = []
-
-    def pin(self, memory: ResidentMemory | None) -> None:
-        if memory is not None:
-            self.pinned.append(memory)
-
-    def unpin(self, memory: ResidentMemory | None) -> None:
-        if memory is not None:
-            self.pinned.remove(memory)
-
-    def num_blocks_to_attach(self, memory: ResidentMemory | None) -> int:
-        return self.blocks.num_blocks_for(memory.num_rows) if memory else 0
-
-    def attach(self, sequence: Sequence) -> None:
-        num_blocks = self.num_blocks_to_attach(sequence.turn.memory)
-        sequence.block_table = self.blocks.allocate(num_blocks)
-
-    def detach(self, sequence: Sequence, *, keeps_tail: bool = False) -> None:
-        assert sequence.block_table == [], "blocks are freed before the memory is given back"
-
-    def make_room(self, num_blocks: int, *, spared: ResidentMemory | None = None) -> bool:
-        while not self.blocks.can_allocate(num_blocks) and self.idle_block_ids:
-            self.blocks.free([self.idle_block_ids.pop()])
-        return self.blocks.can_allocate(num_blocks)
-
-
-def create_scheduler(
-    *, num_blocks: int = 100, max_num_seqs: int = 10, max_num_batched_tokens: int = 50
-) -> Scheduler:
-    blocks = BlockManager(num_blocks, BLOCK_SIZE)
-    return Scheduler(
-        blocks,
-        FakeMemories(blocks),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-    )
-
-
-def create_memory(num_rows: int) -> ResidentMemory:
-    segment = create_segment(num_tokens=num_rows, num_latents=0)
-    return ResidentMemory(Memory().followed_by(segment), {})
-
-
-def add_all(scheduler: Scheduler, *sequences: Sequence) -> None:
-    for sequence in sequences:
-        scheduler.add(sequence)
-
-
-def step(scheduler: Scheduler) -> list[tuple[Sequence, int]]:
-    """One step as an engine computes it, without the model; finished sequences are removed."""
-    scheduled = scheduler.schedule()
-    for sequence, num_rows in scheduled:
-        is_last_known = num_rows == sequence.num_uncomputed
-        if is_last_known and sequence.next_row is NextRow.LATENT:
-            sequence.latents.append(LATENT)
-        elif is_last_known and sequence.next_row is NextRow.TOKEN:
-            sequence.output_ids.append(0)
-    scheduler.advance(scheduled)
-    for sequence, _ in scheduled:
-        if is_finished(sequence):
-            scheduler.remove(sequence)
-    check(scheduler)
-    return [(rows.sequence, rows.num_rows) for rows in scheduled]
-
-
-def is_finished(sequence: Sequence) -> bool:
-    sampling = sequence.turn.sampling
-    if sampling is not None:
-        return len(sequence.output_ids) == sampling.max_tokens
-    return sequence.next_row is NextRow.NOTHING and sequence.num_uncomputed == 0
-
-
-def check(scheduler: Scheduler) -> None:
-    memories = cast(FakeMemories, scheduler.memories)
-    num_refs = sum(len(sequence.block_table) for sequence in scheduler.running)
-    scheduler.blocks.check_integrity(num_refs + len(memories.idle_block_ids))
-    assert all(sequence.block_table == [] for sequence in scheduler.waiting)
-
-
-def run_until(scheduler: Scheduler, is_reached: Callable[[], bool]) -> None:
-    for _ in range(10_000):
-        if is_reached():
-            return
-        step(scheduler)
-    raise AssertionError("never reached")
-
+from tests.engine.scheduling import (
+    FakeMemories,
+    add_all,
+    check,
+    create_crowd,
+    create_memory,
+    create_scheduler,
+    is_finished,
+    run_until,
+    step,
+)
 
 # --- order and budget -----------------------------------------------------------------------------
 
@@ -224,106 +133,6 @@ def test_idle_memories_give_way_to_a_new_sequence() -> None:
     scheduler.add(create_sequence(num_tokens=9))
     assert len(step(scheduler)) == 1
     assert len(memories.idle_block_ids) == 1
-
-
-# --- preemption -----------------------------------------------------------------------------------
-
-
-def create_crowd(num_blocks: int, num_speakers: int) -> tuple[Scheduler, list[Sequence]]:
-    """Speakers that all fit when they start and not when they grow."""
-    scheduler = create_scheduler(num_blocks=num_blocks)
-    speakers = [create_sequence(num_tokens=4, max_tokens=17) for _ in range(num_speakers)]
-    add_all(scheduler, *speakers)
-    step(scheduler)
-    assert scheduler.running == speakers
-    return scheduler, speakers
-
-
-def test_speaking_sequence_takes_a_block_only_when_it_needs_one() -> None:
-    scheduler, (speaker,) = create_crowd(20, 1)
-    sizes = []
-    while scheduler.running:
-        sizes.append((speaker.num_computed, len(speaker.block_table)))
-        step(scheduler)
-    assert sizes == [(n, -(-n // BLOCK_SIZE)) for n in range(4, 20)]
-
-
-def test_youngest_gives_way_to_the_oldest() -> None:
-    scheduler, (first, second, third) = create_crowd(6, 3)
-    run_until(scheduler, lambda: scheduler.num_preemptions == 1)
-    assert scheduler.running == [first, second]
-    run_until(scheduler, lambda: scheduler.num_preemptions == 2)
-    assert scheduler.running == [first]
-    assert list(scheduler.waiting) == [second, third]
-    assert (first.num_preemptions, second.num_preemptions, third.num_preemptions) == (0, 1, 1)
-
-
-def test_preempted_sequence_forgets_what_was_computed_and_keeps_what_is_known() -> None:
-    scheduler = create_scheduler(num_blocks=5)
-    first = create_sequence(num_tokens=8, max_tokens=12)
-    second = create_sequence(num_tokens=2, latent_steps=4, max_tokens=12)
-    add_all(scheduler, first, second)
-    run_until(scheduler, lambda: second.num_preemptions == 1)
-    assert second.block_table == []
-    assert second.num_computed == 0
-    assert len(second.latents) == 4
-    assert len(second.output_ids) > 0
-    num_known = second.num_known
-    run_until(scheduler, lambda: first not in scheduler.running)
-    assert step(scheduler) == [(second, num_known)]
-
-
-def test_sequence_that_is_the_youngest_itself_gives_way() -> None:
-    scheduler = create_scheduler(num_blocks=4)
-    older = create_sequence(num_tokens=5, max_tokens=3)
-    youngest = create_sequence(num_tokens=7, max_tokens=9)
-    add_all(scheduler, older, youngest)
-    step(scheduler)
-    step(scheduler)  # both fill their blocks; only the youngest will need one more
-    assert step(scheduler) == [(older, 1)]
-    assert list(scheduler.waiting) == [youngest]
-
-
-def test_preempted_sequence_comes_back_before_those_that_came_later() -> None:
-    scheduler, (first, second) = create_crowd(2, 2)
-    later = create_sequence(num_tokens=1)
-    scheduler.add(later)
-    step(scheduler)
-    assert list(scheduler.waiting) == [second, later]
-    assert first in scheduler.running
-
-
-def test_victim_that_was_scheduled_in_the_same_step_is_not_computed() -> None:
-    scheduler = create_scheduler(num_blocks=5)
-    old = create_sequence(num_tokens=16, max_tokens=9)
-    add_all(scheduler, old)
-    step(scheduler)
-    # The chunk of the old one is scheduled after the single row of the young one.
-    old.num_computed -= 2
-    young = create_sequence(num_tokens=3, max_tokens=9)
-    scheduler.add(young)
-    scheduler.running.append(scheduler.waiting.pop())
-    young.block_table = scheduler.blocks.allocate(1)
-    young.num_computed, young.output_ids = 3, [0]
-    old.output_ids = [0] * 2
-    scheduled = scheduler.schedule()
-    assert [(rows.sequence, rows.num_rows) for rows in scheduled] == [(old, 4)]
-    assert list(scheduler.waiting) == [young]
-
-
-def test_idle_memories_give_way_before_any_sequence() -> None:
-    scheduler, speakers = create_crowd(12, 2)
-    memories = cast(FakeMemories, scheduler.memories)
-    memories.idle_block_ids = scheduler.blocks.allocate(scheduler.blocks.num_free)
-    run_until(scheduler, lambda: not scheduler.has_work)
-    assert scheduler.num_preemptions == 0
-    assert [len(speaker.output_ids) for speaker in speakers] == [17, 17]
-
-
-def test_sequence_alone_in_a_pool_that_is_too_small_is_our_bug() -> None:
-    scheduler, _ = create_crowd(1, 1)
-    with pytest.raises(AssertionError, match="needs 1 blocks of an empty pool"):
-        step(scheduler)
 
 
 # --- prefix cache ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from latentmas_core.latent.realignment import (
     is_tied,
     realignment_of,
 )
-from tests.engine.conftest import load_plain
+from tests.engine.engines import load_plain
 
 VOCAB_SIZE, HIDDEN_SIZE = 120, 16
 

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from latentmas_core.latent.rotary import rotate_keys
 from tests.baselines.models import YARN
-from tests.engine.conftest import load_plain
+from tests.engine.engines import load_plain
 from tests.factories import make_tiny_model
 
 LLAMA3 = {

@@ -1,0 +1,119 @@
+"""A scheduler without a model: what a step computes is only counted."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+
+from latentmas_core.engine.block_manager import BlockManager
+from latentmas_core.engine.resident import ResidentMemory
+from latentmas_core.engine.scheduler import Scheduler
+from latentmas_core.engine.sequence import NextRow, Sequence
+from latentmas_core.latent.memory import Memory
+from tests.engine.factories import BLOCK_SIZE, create_sequence
+from tests.latent.factories import create_segment
+
+LATENT = cast(torch.Tensor, object())
+
+
+class FakeMemories:
+    """Memories that are only counted: readers get blocks of their own, idle ones give way."""
+
+    def __init__(self, blocks: BlockManager) -> None:
+        self.blocks = blocks
+        self.idle_block_ids: list[int] = []
+        self.pinned: list[ResidentMemory] = []
+
+    def pin(self, memory: ResidentMemory | None) -> None:
+        if memory is not None:
+            self.pinned.append(memory)
+
+    def unpin(self, memory: ResidentMemory | None) -> None:
+        if memory is not None:
+            self.pinned.remove(memory)
+
+    def num_blocks_to_attach(self, memory: ResidentMemory | None) -> int:
+        return self.blocks.num_blocks_for(memory.num_rows) if memory else 0
+
+    def attach(self, sequence: Sequence) -> None:
+        num_blocks = self.num_blocks_to_attach(sequence.turn.memory)
+        sequence.block_table = self.blocks.allocate(num_blocks)
+
+    def detach(self, sequence: Sequence, *, keeps_tail: bool = False) -> None:
+        assert sequence.block_table == [], "blocks are freed before the memory is given back"
+
+    def make_room(self, num_blocks: int, *, spared: ResidentMemory | None = None) -> bool:
+        while not self.blocks.can_allocate(num_blocks) and self.idle_block_ids:
+            self.blocks.free([self.idle_block_ids.pop()])
+        return self.blocks.can_allocate(num_blocks)
+
+
+def create_scheduler(
+    *, num_blocks: int = 100, max_num_seqs: int = 10, max_num_batched_tokens: int = 50
+) -> Scheduler:
+    blocks = BlockManager(num_blocks, BLOCK_SIZE)
+    return Scheduler(
+        blocks,
+        FakeMemories(blocks),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+    )
+
+
+def create_memory(num_rows: int) -> ResidentMemory:
+    segment = create_segment(num_tokens=num_rows, num_latents=0)
+    return ResidentMemory(Memory().followed_by(segment), {})
+
+
+def add_all(scheduler: Scheduler, *sequences: Sequence) -> None:
+    for sequence in sequences:
+        scheduler.add(sequence)
+
+
+def step(scheduler: Scheduler) -> list[tuple[Sequence, int]]:
+    """One step as an engine computes it, without the model; finished sequences are removed."""
+    scheduled = scheduler.schedule()
+    for sequence, num_rows in scheduled:
+        is_last_known = num_rows == sequence.num_uncomputed
+        if is_last_known and sequence.next_row is NextRow.LATENT:
+            sequence.latents.append(LATENT)
+        elif is_last_known and sequence.next_row is NextRow.TOKEN:
+            sequence.output_ids.append(0)
+    scheduler.advance(scheduled)
+    for sequence, _ in scheduled:
+        if is_finished(sequence):
+            scheduler.remove(sequence)
+    check(scheduler)
+    return [(rows.sequence, rows.num_rows) for rows in scheduled]
+
+
+def is_finished(sequence: Sequence) -> bool:
+    sampling = sequence.turn.sampling
+    if sampling is not None:
+        return len(sequence.output_ids) == sampling.max_tokens
+    return sequence.next_row is NextRow.NOTHING and sequence.num_uncomputed == 0
+
+
+def check(scheduler: Scheduler) -> None:
+    memories = cast(FakeMemories, scheduler.memories)
+    num_refs = sum(len(sequence.block_table) for sequence in scheduler.running)
+    scheduler.blocks.check_integrity(num_refs + len(memories.idle_block_ids))
+    assert all(sequence.block_table == [] for sequence in scheduler.waiting)
+
+
+def run_until(scheduler: Scheduler, is_reached: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if is_reached():
+            return
+        step(scheduler)
+    raise AssertionError("never reached")
+
+
+def create_crowd(num_blocks: int, num_speakers: int) -> tuple[Scheduler, list[Sequence]]:
+    """Speakers that all fit when they start and not when they grow."""
+    scheduler = create_scheduler(num_blocks=num_blocks)
+    speakers = [create_sequence(num_tokens=4, max_tokens=17) for _ in range(num_speakers)]
+    add_all(scheduler, *speakers)
+    step(scheduler)
+    assert scheduler.running == speakers
+    return scheduler, speakers
