@@ -9,15 +9,29 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from benchmarks.comparisons import MEASUREMENTS, NUM_REQUESTS, Bench
-from benchmarks.machine import describe_commit, describe_machine, describe_versions
+from benchmarks.bench import NUM_REQUESTS, Bench
+from benchmarks.decoding import measure_one_step, measure_single_mode
+from benchmarks.machine import (
+    busy_core_s,
+    describe_commit,
+    describe_machine,
+    describe_versions,
+)
 from benchmarks.measure import Comparison, Measurement, Missing
 from benchmarks.protocol import SideSettings
+from benchmarks.reasoning import (
+    measure_many_requests,
+    measure_modes,
+    measure_one_request,
+)
 from benchmarks.shapes import RANDOM_PREFIX, SHAPES, shape_of
 from benchmarks.table import table_lines
 from benchmarks.workers import Worker, WorkerError
@@ -26,9 +40,18 @@ from latentmas_core.config import EngineConfig
 DEFAULT_MODEL = EngineConfig.model_fields["model_name"].default
 DTYPES = ("float32", "bfloat16")
 NUM_PLAIN_REQUESTS_QUICK = 4
-QUIET_LOAD = 0.5
 ENGINE_SIDE = "benchmarks.engine_side:EngineSide"
 TRANSFORMERS_SIDE = "benchmarks.transformers_side:TransformersSide"
+
+MEASUREMENTS: Mapping[str, Callable[[Bench], list[Measurement]]] = MappingProxyType(
+    {
+        "one-request": measure_one_request,
+        "many-requests": measure_many_requests,
+        "single-mode": measure_single_mode,
+        "one-step": measure_one_step,
+        "modes": measure_modes,
+    }
+)
 
 
 class Taken(NamedTuple):
@@ -79,6 +102,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="let our engine find prompts again; without it every side computes every row",
     )
+    parser.add_argument(
+        "--only", choices=list(MEASUREMENTS), action="append", help="may be given several times"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     options = parser.parse_args(arguments)
     try:
@@ -127,14 +153,31 @@ def _measure(settings: SideSettings, options: argparse.Namespace) -> Taken:
             has_default_pool=not options.quick,
         )
         gpu_name = transformers.call("device_name")
-        for measure in MEASUREMENTS:
-            title = measure.__name__.removeprefix("measure_")
+        for title in options.only or MEASUREMENTS:
             _say(f"{settings.dtype}: {title}")
             try:
-                measured += measure(bench)
+                measured += _with_foreign_cores(MEASUREMENTS[title], bench)
             except WorkerError as error:
                 measured.append(bench.miss(title, title, str(error), is_failure=True))
     return Taken(measured, gpu_name)
+
+
+def _with_foreign_cores(
+    measure: Callable[[Bench], list[Measurement]], bench: Bench
+) -> list[Measurement]:
+    """What ``measure`` finds, with the load that other programs made meanwhile."""
+    started_s, foreign_s = time.perf_counter(), busy_core_s() - _own_core_s(bench)
+    found = measure(bench)
+    foreign_s = busy_core_s() - _own_core_s(bench) - foreign_s
+    cores = max(foreign_s, 0.0) / (time.perf_counter() - started_s)
+    return [
+        replace(one, foreign_cores=cores) if isinstance(one, Comparison) else one for one in found
+    ]
+
+
+def _own_core_s(bench: Bench) -> float:
+    """Of this process, of workers that ended, and of those that are open."""
+    return sum(os.times()[:4]) + bench.ours.core_s + bench.transformers.core_s
 
 
 def _report(
@@ -161,11 +204,6 @@ def _say_what_was_run(machine: dict[str, Any], options: argparse.Namespace) -> N
         f"{options.threads} threads; torch {versions['torch']}, "
         f"transformers {versions['transformers']}"
     )
-    if machine["load_average"] > QUIET_LOAD:
-        print(
-            f"The load was {machine['load_average']:.1f} before: others took cores, figures are "
-            "noisy."
-        )
 
 
 def _exit_status(measured: Sequence[Measurement]) -> int:

@@ -32,6 +32,19 @@ def describe_commit() -> dict[str, Any]:
     return {"commit": commit or None, "is_modified": bool(_git("status", "--porcelain"))}
 
 
+def busy_core_s() -> float:
+    """Seconds that cores of this host have worked, for whomever, since it was started."""
+    amounts = [int(field) for field in Path("/proc/stat").read_text().split()[1:9]]
+    idle, io_wait = amounts[3:5]
+    return (sum(amounts) - idle - io_wait) / os.sysconf("SC_CLK_TCK")
+
+
+def process_core_s(pid: int) -> float:
+    """Seconds that a running process has worked."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def available_bytes() -> int:
     """Memory of the host that can be had without swapping."""
     return _memory_bytes("MemAvailable")

@@ -52,7 +52,10 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours beside a baseline: medians over rounds and, where one was set, a bar."""
+    """Ours beside a baseline: medians over rounds and, where one was set, a bar.
+
+    foreign_cores: how many cores other programs took meanwhile, on average.
+    """
 
     name: str
     what: str
@@ -63,6 +66,7 @@ class Comparison:
     bar: Bar | None = None
     agreement: Agreement | None = None
     note: str = ""
+    foreign_cores: float | None = None
 
     @property
     def ratio(self) -> float:

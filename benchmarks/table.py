@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.measure import Comparison, Measurement, Missing
 
-_LINE = "{what:<34}{ours:>14}  {baseline:<45}{ratio:>7}  {bar:<8}{holds:<7}{same_ids}"
+_LINE = "{what:<34}{ours:>14}  {baseline:<45}{ratio:>7}  {bar:<8}{holds:<7}{same_ids:<10}{others}"
 _TITLES = _LINE.format(
     what="what",
     ours="ours",
@@ -13,6 +13,7 @@ _TITLES = _LINE.format(
     bar="bar",
     holds="holds",
     same_ids="same ids",
+    others="others took",
 )
 
 
@@ -41,6 +42,7 @@ def _line(measurement: Measurement) -> str:
         bar="" if measurement.bar is None else str(measurement.bar),
         holds={None: "", True: "yes", False: "NO"}[measurement.is_bar_met],
         same_ids=_same_ids(measurement),
+        others=_others(measurement),
     ).rstrip()
 
 
@@ -67,6 +69,11 @@ def _same_ids(comparison: Comparison) -> str:
     if agreement is None:
         return ""
     return f"{agreement.num_identical}/{agreement.num_answers}"
+
+
+def _others(comparison: Comparison) -> str:
+    cores = comparison.foreign_cores
+    return "" if cores is None else f"{cores:.1f} cores"
 
 
 def _short(unit: str) -> str:

@@ -14,6 +14,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from benchmarks.machine import process_core_s
+
 CLOSE_TIMEOUT_S = 20.0
 
 
@@ -65,6 +67,12 @@ class Worker:
         """What the side's method returns; WorkerError with its traceback if it raises."""
         self._connection.send(_Call(method, arguments))
         return self._receive()
+
+    @property
+    def core_s(self) -> float:
+        """Seconds that cores have worked for the process."""
+        assert self._process.pid is not None, "a worker starts its process when it is made"
+        return process_core_s(self._process.pid)
 
     def close(self) -> None:
         self._connection.close()

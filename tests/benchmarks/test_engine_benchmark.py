@@ -73,6 +73,7 @@ def test_every_measurement_is_taken_with_figures_of_every_round(ran: Ran) -> Non
         for side in (one["ours"], one["baseline"]):
             assert len(side["rounds"]) == 1
             assert side["median"] > 0
+        assert one["foreign_cores"] >= 0
 
 
 def test_bars_are_those_of_the_issue(ran: Ran) -> None:
@@ -121,7 +122,9 @@ def test_the_table_has_a_line_for_every_measurement(ran: Ran) -> None:
     assert len(lines[start + 1 : lines.index("", start)]) == len(NAMES)
 
 
-@pytest.mark.parametrize("arguments", [["--model", "random:no"], ["--rounds", "0"]])
+@pytest.mark.parametrize(
+    "arguments", [["--model", "random:no"], ["--rounds", "0"], ["--only", "naps"]]
+)
 def test_options_that_cannot_be_meant_end_the_program(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
