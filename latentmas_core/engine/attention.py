@@ -12,6 +12,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
-from latentmas_core.engine.kv_pool import KVPool
+from latentmas_core.engine.kv_pool import KVPool, LayerStates
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class SequenceRows(NamedTuple):
 class GatheredRows:
     """Consecutive rows of the batch that are attended in one call of SDPA.
 
-    blocks: the ids of all blocks, sequence after sequence, or a slice where one sequence has
+    blocks: the ids of all blocks, sequence after sequence, or the first slot where one sequence has
     neighbouring blocks: those are read without copying. mask: additive, broadcastable to
     [num_sequences, 1, num_heads_per_group * num_rows, max_slots], or None where all is visible.
     """
@@ -50,7 +51,7 @@ class GatheredRows:
     start: int
     end: int
     num_sequences: int
-    blocks: torch.Tensor | slice
+    blocks: torch.Tensor | int
     max_slots: int
     mask: torch.Tensor | None
 
@@ -105,11 +106,11 @@ def paged_attention(
     query: [num_rows, num_heads, head_dim]; key, value: [num_rows, num_kv_heads, head_dim].
     Returns [num_rows, num_heads, head_dim].
     """
-    keys, values = batch.pool.keys[layer_idx], batch.pool.values[layer_idx]
-    keys.view(-1, *keys.shape[2:]).index_copy_(0, batch.slot_mapping, key)
-    values.view(-1, *values.shape[2:]).index_copy_(0, batch.slot_mapping, value)
+    keys, values = batch.pool.layer_keys[layer_idx], batch.pool.layer_values[layer_idx]
+    keys.slots.index_copy_(0, batch.slot_mapping, key)
+    values.slots.index_copy_(0, batch.slot_mapping, value)
     if batch.paged is not None:
-        return _attend_paged(batch.paged, query, keys, values, scaling)
+        return _attend_paged(batch.paged, query, keys.pages, values.pages, scaling)
     outputs = [_attend_gathered(rows, query, keys, values, scaling) for rows in batch.gathered]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -198,38 +199,35 @@ def _attend_paged(
 
 
 def _attend_gathered(
-    rows: GatheredRows,
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scaling: float,
+    rows: GatheredRows, query: torch.Tensor, keys: LayerStates, values: LayerStates, scaling: float
 ) -> torch.Tensor:
     """The query heads that share a key head become extra query rows: no key is repeated."""
-    num_kv_heads, head_dim = keys.shape[2:]
-    num_seqs, num_queries = rows.num_sequences, (rows.end - rows.start) // rows.num_sequences
-    size = (num_seqs, -1, num_kv_heads, head_dim)
-    gathered_keys, gathered_values = (
-        _blocks_of(pages, rows.blocks).view(size)[:, : rows.max_slots] for pages in (keys, values)
-    )
-    # [num_seqs, num_queries, H_kv, G, D] -> [num_seqs, H_kv, G * num_queries, D]
-    grouped = query[rows.start : rows.end].reshape(
-        num_seqs, num_queries, num_kv_heads, -1, head_dim
-    )
-    num_groups = grouped.shape[3]
-    grouped = grouped.permute(0, 2, 3, 1, 4).reshape(num_seqs, num_kv_heads, -1, head_dim)
+    num_kv_heads, head_dim = keys.pages.shape[2:]
+    num_rows = rows.end - rows.start
+    is_chunk = num_rows > rows.num_sequences
+    query = query.narrow(0, rows.start, num_rows)
+    if is_chunk:  # [num_rows, H_kv * G, D] -> [H_kv, G, num_rows, D]
+        query = query.view(num_rows, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
     output = F.scaled_dot_product_attention(
-        grouped,
-        gathered_keys.transpose(1, 2),
-        gathered_values.transpose(1, 2),
+        query.reshape(rows.num_sequences, num_kv_heads, -1, head_dim),
+        _gather(keys, rows),
+        _gather(values, rows),
         attn_mask=rows.mask,
         scale=scaling,
     )
-    output = output.view(num_seqs, num_kv_heads, num_groups, num_queries, head_dim)
-    return output.permute(0, 3, 1, 2, 4).reshape(rows.end - rows.start, -1, head_dim)
+    if is_chunk:
+        output = output.view(num_kv_heads, -1, num_rows, head_dim).permute(2, 0, 1, 3)
+    return output.reshape(num_rows, -1, head_dim)
 
 
-def _blocks_of(pages: torch.Tensor, blocks: torch.Tensor | slice) -> torch.Tensor:
-    return pages[blocks] if isinstance(blocks, slice) else pages.index_select(0, blocks)
+def _gather(states: LayerStates, rows: GatheredRows) -> torch.Tensor:
+    """What the sequences read: [num_sequences, num_kv_heads, max_slots, head_dim]."""
+    if isinstance(rows.blocks, int):
+        return states.heads.narrow(2, rows.blocks, rows.max_slots)
+    num_kv_heads, head_dim = states.pages.shape[2:]
+    gathered = states.pages.index_select(0, rows.blocks)
+    gathered = gathered.view(rows.num_sequences, -1, num_kv_heads, head_dim)
+    return gathered.narrow(1, 0, rows.max_slots).transpose(1, 2)
 
 
 def _prepare_paged(sequences: Sequence[SequenceRows], pool: KVPool) -> PagedRows:
@@ -278,11 +276,12 @@ def _gather_chunk(sequence: SequenceRows, pool: KVPool, num_groups: int) -> Gath
     return GatheredRows(0, sequence.num_rows, 1, blocks, sequence.num_slots, mask)
 
 
-def _blocks(sequences: Sequence[SequenceRows], pool: KVPool) -> torch.Tensor | slice:
-    tables = _padded_tables(sequences, pool)
-    first, last = int(tables[0, 0]), int(tables[0, -1])
-    is_run = len(sequences) == 1 and bool((tables[0].diff() == 1).all())
-    return slice(first, last + 1) if is_run else tables.flatten().to(pool.device)
+def _blocks(sequences: Sequence[SequenceRows], pool: KVPool) -> torch.Tensor | int:
+    if len(sequences) == 1:
+        table = _used_blocks(sequences[0], pool)
+        if all(after - before == 1 for before, after in pairwise(table)):
+            return table[0] * pool.block_size
+    return _padded_tables(sequences, pool).flatten().to(pool.device)
 
 
 def _additive(is_hidden: torch.Tensor, pool: KVPool) -> torch.Tensor:
@@ -291,5 +290,11 @@ def _additive(is_hidden: torch.Tensor, pool: KVPool) -> torch.Tensor:
 
 
 def _padded_tables(sequences: Sequence[SequenceRows], pool: KVPool) -> torch.Tensor:
-    tables = [torch.tensor(s.block_table[: -(-s.num_slots // pool.block_size)]) for s in sequences]
-    return nn.utils.rnn.pad_sequence(tables, batch_first=True)
+    """[num_sequences, max_blocks]; what is padded with block 0 is masked."""
+    tables = [_used_blocks(s, pool) for s in sequences]
+    max_blocks = max(map(len, tables))
+    return torch.tensor([[*table, *([0] * (max_blocks - len(table)))] for table in tables])
+
+
+def _used_blocks(sequence: SequenceRows, pool: KVPool) -> Sequence[int]:
+    return sequence.block_table[: -(-sequence.num_slots // pool.block_size)]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from latentmas_core.engine.attention import AttentionBatch, paged_attention
-from latentmas_core.engine.packed_linear import make_linear
+from latentmas_core.engine.linear import Linear, make_linear
 
 _NORMS = {"LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 _DECODER_PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -27,8 +27,8 @@ _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 class Rotation(NamedTuple):
     """The rotary tables of one step's rows, [num_rows, 1, head_dim] each.
 
-    x cos + rotate_half(x) sin, where rotate_half(x) = (-x2, x1) is x rolled by half with the first
-    half negated: ``signed_sin`` holds that sign.
+    x cos + rotate_half(x) sin, where rotate_half(x) = (-x2, x1) is x with its halves swapped and
+    the first negated: ``signed_sin`` holds that sign.
     """
 
     cos: torch.Tensor
@@ -43,11 +43,12 @@ class Rotation(NamedTuple):
 
     def apply(self, heads: torch.Tensor) -> torch.Tensor:
         """heads: [num_rows, num_heads, head_dim]."""
-        rolled = heads.roll(heads.shape[-1] // 2, dims=-1)
-        return torch.addcmul(heads * self.cos, rolled, self.signed_sin)
+        halves = heads.view(*heads.shape[:2], 2, -1)
+        swapped = halves.flip(-2).view(heads.shape)
+        return torch.addcmul(heads * self.cos, swapped, self.signed_sin)
 
 
-class FusedNorm(nn.Module):
+class FusedNorm:
     """y = x / sqrt(mean(x^2) + eps) * weight, over the last dimension.
 
     On a CPU by way of ``layer_norm``, which torch computes in one pass there and ``rms_norm`` is
@@ -56,7 +57,6 @@ class FusedNorm(nn.Module):
     """
 
     def __init__(self, norm: Any) -> None:
-        super().__init__()
         self.weight: torch.Tensor = norm.weight.detach()
         self.eps: float = norm.variance_epsilon
         self.size: int = self.weight.numel()
@@ -64,7 +64,7 @@ class FusedNorm(nn.Module):
         if self.weight.device.type == "cpu":
             self.twice = torch.cat((self.weight, self.weight))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.twice is None:
             return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         both = torch.cat((x, -x), dim=-1)
@@ -73,26 +73,24 @@ class FusedNorm(nn.Module):
         return first
 
 
-class FusedMLP(nn.Module):
+class FusedMLP:
     """y = down(act(gate(x)) * up(x)) with gate and up in one product."""
 
     def __init__(self, mlp: Any, *, is_packed: bool) -> None:
-        super().__init__()
         self.gate_up = _join([mlp.gate_proj, mlp.up_proj], is_packed=is_packed)
         self.down = _join([mlp.down_proj], is_packed=is_packed)
         self.act_fn = mlp.act_fn
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         y: torch.Tensor = self.down(self.act_fn(gate).mul_(up))
         return y
 
 
-class FusedAttention(nn.Module):
+class FusedAttention:
     """Self-attention with q, k, v in one product and one rotation for queries and keys."""
 
     def __init__(self, attention: Any, *, is_packed: bool) -> None:
-        super().__init__()
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
         self.qkv = _join(projections, is_packed=is_packed)
         self.out = _join([attention.o_proj], is_packed=is_packed)
@@ -104,7 +102,7 @@ class FusedAttention(nn.Module):
         self.q_norm = FusedNorm(attention.q_norm) if hasattr(attention, "q_norm") else None
         self.k_norm = FusedNorm(attention.k_norm) if hasattr(attention, "k_norm") else None
 
-    def forward(
+    def __call__(
         self, hidden: torch.Tensor, rotation: Rotation, batch: AttentionBatch
     ) -> torch.Tensor:
         """hidden: [num_rows, hidden_size]; returns the same shape."""
@@ -129,17 +127,16 @@ class FusedAttention(nn.Module):
         return torch.cat((self.q_norm(query), self.k_norm(key)), dim=1)
 
 
-class FusedLayer(nn.Module):
+class FusedLayer:
     """A decoder layer: attention and MLP, each behind a norm and around a residual."""
 
     def __init__(self, layer: Any, *, is_packed: bool) -> None:
-        super().__init__()
         self.attention_norm = FusedNorm(layer.input_layernorm)
         self.attention = FusedAttention(layer.self_attn, is_packed=is_packed)
         self.mlp_norm = FusedNorm(layer.post_attention_layernorm)
         self.mlp = FusedMLP(layer.mlp, is_packed=is_packed)
 
-    def forward(
+    def __call__(
         self, hidden: torch.Tensor, rotation: Rotation, batch: AttentionBatch
     ) -> torch.Tensor:
         """hidden: [num_rows, hidden_size]; returns the same shape."""
@@ -149,19 +146,18 @@ class FusedLayer(nn.Module):
         return hidden + transformed
 
 
-class FusedDecoder(nn.Module):
+class FusedDecoder:
     """All layers and the final norm. Takes the layers of ``decoder`` away from it, one by one."""
 
     def __init__(self, decoder: Any, *, is_packed: bool) -> None:
-        super().__init__()
         self.rotary_emb = decoder.rotary_emb
-        self.layers = nn.ModuleList()
+        self.layers: list[FusedLayer] = []
         for index, layer in enumerate(decoder.layers):
             self.layers.append(FusedLayer(layer, is_packed=is_packed))
             decoder.layers[index] = nn.Identity()  # so that its weights are not kept twice
         self.norm = FusedNorm(decoder.norm)
 
-    def forward(
+    def __call__(
         self, embeddings: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch
     ) -> torch.Tensor:
         """embeddings [num_rows, hidden_size], positions [num_rows] -> hidden after the norm."""
@@ -173,14 +169,13 @@ class FusedDecoder(nn.Module):
         return normed
 
 
-class PlainDecoder(nn.Module):
+class PlainDecoder:
     """The same face over transformers' own decoder: for structures that cannot be fused."""
 
     def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
         self.decoder = decoder
 
-    def forward(
+    def __call__(
         self, embeddings: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch
     ) -> torch.Tensor:
         output = self.decoder(
@@ -229,7 +224,7 @@ def _are_plain(attention: nn.Module, mlp: nn.Module) -> bool:
     return all(type(linear) is nn.Linear for linear in linears)
 
 
-def _join(linears: list[Any], *, is_packed: bool) -> nn.Module:
+def _join(linears: list[Any], *, is_packed: bool) -> Linear:
     """One linear layer with the outputs of all, in order."""
     weight = torch.cat([linear.weight for linear in linears])
     if all(linear.bias is None for linear in linears):

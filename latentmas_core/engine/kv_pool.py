@@ -6,6 +6,7 @@ A slot is one row of one block: slot = block_id * block_size + offset.
 import math
 import mmap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -17,6 +18,19 @@ def num_block_bytes(shape: ModelShape, block_size: int, dtype: torch.dtype) -> i
     """Bytes that one block takes: keys and values of all layers."""
     num_elements = shape.num_layers * block_size * shape.num_kv_heads * shape.head_dim
     return 2 * num_elements * dtype.itemsize
+
+
+class LayerStates(NamedTuple):
+    """Views of the keys, or of the values, of one layer; made once, for a step reads them often."""
+
+    pages: torch.Tensor  # [num_blocks, block_size, num_kv_heads, head_dim]
+    slots: torch.Tensor  # [num_slots, num_kv_heads, head_dim]
+    heads: torch.Tensor  # [1, num_kv_heads, num_slots, head_dim]
+
+    @classmethod
+    def from_pages(cls, pages: torch.Tensor) -> "LayerStates":
+        slots = pages.view(-1, *pages.shape[2:])
+        return cls(pages, slots, slots.transpose(0, 1)[None])
 
 
 class KVPool:
@@ -39,12 +53,17 @@ class KVPool:
         # [num_layers, num_slots, num_kv_heads, head_dim]
         self._key_slots = self.keys.view(size[0], -1, *size[3:])
         self._value_slots = self.values.view(size[0], -1, *size[3:])
+        self.layer_keys = [LayerStates.from_pages(pages) for pages in self.keys]
+        self.layer_values = [LayerStates.from_pages(pages) for pages in self.values]
 
     def slots(self, block_table: Sequence[int], start: int, end: int) -> torch.Tensor:
         """Slot numbers [end - start] of the rows ``start`` .. ``end - 1`` of a block table."""
+        size = self.block_size
+        if end - start == 1:  # the common case, and plain numbers are quicker than four tensors
+            return torch.tensor([block_table[start // size] * size + start % size]).to(self.device)
         rows = torch.arange(start, end)
-        blocks = torch.tensor(block_table)[rows // self.block_size]
-        return (blocks * self.block_size + rows % self.block_size).to(self.device)
+        blocks = torch.tensor(block_table)[rows // size]
+        return (blocks * size + rows % size).to(self.device)
 
     def read(self, slots: torch.Tensor) -> KVRows:
         """A copy of the given slots."""

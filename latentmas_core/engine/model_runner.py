@@ -18,8 +18,8 @@ from latentmas_core.engine.attention import (
 )
 from latentmas_core.engine.fused import can_fuse, make_decoder
 from latentmas_core.engine.kv_pool import KVPool
+from latentmas_core.engine.linear import can_pack, make_linear
 from latentmas_core.engine.model_loader import LoadedModel
-from latentmas_core.engine.packed_linear import can_pack, make_linear
 from latentmas_core.engine.sampler import choose_tokens
 from latentmas_core.engine.scheduler import ScheduledRows
 from latentmas_core.engine.self_check import reference_hidden, refuse_if_different
@@ -41,7 +41,7 @@ class ModelRunner:
         is_packed = can_pack(self.device, self.dtype)
         self._embed_tokens: nn.Module = model.get_input_embeddings()
         head = model.get_output_embeddings()
-        self._lm_head: nn.Module = make_linear(head.weight, head.bias, is_packed=is_packed)
+        self._lm_head = make_linear(head.weight, head.bias, is_packed=is_packed)
         expected = None if can_fuse(model.model) else reference_hidden(loaded)
         model.set_attn_implementation(ATTENTION_NAME)
         self._decoder = make_decoder(model.model, is_packed=is_packed)
