@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from latentmas_core.engine.attention import AttentionBatch, paged_attention
-from latentmas_core.engine.linear import Linear, make_linear
+from latentmas_core.engine.linear import Linear, MakeLinear
 
 _NORMS = {"LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 _DECODER_PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -76,9 +76,9 @@ class FusedNorm:
 class FusedMLP:
     """y = down(act(gate(x)) * up(x)) with gate and up in one product."""
 
-    def __init__(self, mlp: Any, *, is_packed: bool) -> None:
-        self.gate_up = _join([mlp.gate_proj, mlp.up_proj], is_packed=is_packed)
-        self.down = _join([mlp.down_proj], is_packed=is_packed)
+    def __init__(self, mlp: Any, make_linear: MakeLinear) -> None:
+        self.gate_up = _join([mlp.gate_proj, mlp.up_proj], make_linear)
+        self.down = _join([mlp.down_proj], make_linear)
         self.act_fn = mlp.act_fn
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -90,10 +90,10 @@ class FusedMLP:
 class FusedAttention:
     """Self-attention with q, k, v in one product and one rotation for queries and keys."""
 
-    def __init__(self, attention: Any, *, is_packed: bool) -> None:
+    def __init__(self, attention: Any, make_linear: MakeLinear) -> None:
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv = _join(projections, is_packed=is_packed)
-        self.out = _join([attention.o_proj], is_packed=is_packed)
+        self.qkv = _join(projections, make_linear)
+        self.out = _join([attention.o_proj], make_linear)
         self.layer_idx: int = attention.layer_idx
         self.scaling: float = attention.scaling
         self.head_dim: int = attention.head_dim
@@ -130,11 +130,11 @@ class FusedAttention:
 class FusedLayer:
     """A decoder layer: attention and MLP, each behind a norm and around a residual."""
 
-    def __init__(self, layer: Any, *, is_packed: bool) -> None:
+    def __init__(self, layer: Any, make_linear: MakeLinear) -> None:
         self.attention_norm = FusedNorm(layer.input_layernorm)
-        self.attention = FusedAttention(layer.self_attn, is_packed=is_packed)
+        self.attention = FusedAttention(layer.self_attn, make_linear)
         self.mlp_norm = FusedNorm(layer.post_attention_layernorm)
-        self.mlp = FusedMLP(layer.mlp, is_packed=is_packed)
+        self.mlp = FusedMLP(layer.mlp, make_linear)
 
     def __call__(
         self, hidden: torch.Tensor, rotation: Rotation, batch: AttentionBatch
@@ -149,11 +149,11 @@ class FusedLayer:
 class FusedDecoder:
     """All layers and the final norm. Takes the layers of ``decoder`` away from it, one by one."""
 
-    def __init__(self, decoder: Any, *, is_packed: bool) -> None:
+    def __init__(self, decoder: Any, make_linear: MakeLinear) -> None:
         self.rotary_emb = decoder.rotary_emb
         self.layers: list[FusedLayer] = []
         for index, layer in enumerate(decoder.layers):
-            self.layers.append(FusedLayer(layer, is_packed=is_packed))
+            self.layers.append(FusedLayer(layer, make_linear))
             decoder.layers[index] = nn.Identity()  # so that its weights are not kept twice
         self.norm = FusedNorm(decoder.norm)
 
@@ -188,10 +188,10 @@ class PlainDecoder:
         return hidden
 
 
-def make_decoder(decoder: nn.Module, *, is_packed: bool) -> FusedDecoder | PlainDecoder:
+def make_decoder(decoder: nn.Module, make_linear: MakeLinear) -> FusedDecoder | PlainDecoder:
     """The fused decoder where the structure is known exactly, else transformers' own."""
     if can_fuse(decoder):
-        return FusedDecoder(decoder, is_packed=is_packed)
+        return FusedDecoder(decoder, make_linear)
     return PlainDecoder(decoder)
 
 
@@ -224,13 +224,13 @@ def _are_plain(attention: nn.Module, mlp: nn.Module) -> bool:
     return all(type(linear) is nn.Linear for linear in linears)
 
 
-def _join(linears: list[Any], *, is_packed: bool) -> Linear:
+def _join(linears: list[Any], make_linear: MakeLinear) -> Linear:
     """One linear layer with the outputs of all, in order."""
     weight = torch.cat([linear.weight for linear in linears])
     if all(linear.bias is None for linear in linears):
-        return make_linear(weight, None, is_packed=is_packed)
+        return make_linear(weight, None)
     biases = [_bias_of(linear) for linear in linears]
-    return make_linear(weight, torch.cat(biases).detach(), is_packed=is_packed)
+    return make_linear(weight, torch.cat(biases))
 
 
 def _bias_of(linear: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ from latentmas_core.engine.attention import (
 )
 from latentmas_core.engine.fused import can_fuse, make_decoder
 from latentmas_core.engine.kv_pool import KVPool
-from latentmas_core.engine.linear import can_pack, make_linear
+from latentmas_core.engine.linear import choose_linear
 from latentmas_core.engine.model_loader import LoadedModel
 from latentmas_core.engine.sampler import choose_tokens
 from latentmas_core.engine.scheduler import ScheduledRows
@@ -38,13 +38,13 @@ class ModelRunner:
         self.realign = realignment_of(model, is_on=is_realigned)
         self.is_paged = can_read_pages(self.device, self.dtype)
         self.inv_freq: torch.Tensor = model.model.rotary_emb.inv_freq
-        is_packed = can_pack(self.device, self.dtype)
+        make_linear = choose_linear(self.device, self.dtype)
         self._embed_tokens: nn.Module = model.get_input_embeddings()
         head = model.get_output_embeddings()
-        self._lm_head = make_linear(head.weight, head.bias, is_packed=is_packed)
+        self._lm_head = make_linear(head.weight, head.bias)
         expected = None if can_fuse(model.model) else reference_hidden(loaded)
         model.set_attn_implementation(ATTENTION_NAME)
-        self._decoder = make_decoder(model.model, is_packed=is_packed)
+        self._decoder = make_decoder(model.model, make_linear)
         if expected is not None:
             refuse_if_different(loaded, self._decoder, self._embed_tokens, expected)
 

@@ -20,6 +20,7 @@ from latentmas_core.engine.fused import (
     make_decoder,
 )
 from latentmas_core.engine.kv_pool import KVPool
+from latentmas_core.engine.linear import MakeLinear, PackedLinear, PlainLinear
 from latentmas_core.engine.model_loader import LoadedModel
 from tests.engine.engines import OpenEngine, load_plain
 from tests.engine.oracle import Agent, Chain, Oracle, release_all, run_chains
@@ -97,11 +98,11 @@ def test_fused_norm_of_heads_equals_the_models(tiny_qwen3: Path) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("is_packed", [True, False])
-def test_fused_mlp_equals_the_models(family: Path, is_packed: bool) -> None:
+@pytest.mark.parametrize("make_linear", [PackedLinear, PlainLinear])
+def test_fused_mlp_equals_the_models(family: Path, make_linear: MakeLinear) -> None:
     mlp = load(family).model.model.layers[2].mlp
     rows = create_hidden(6, 64)
-    assert_close(FusedMLP(mlp, is_packed=is_packed)(rows), mlp(rows), atol=1e-5, rtol=0)
+    assert_close(FusedMLP(mlp, make_linear)(rows), mlp(rows), atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
@@ -119,12 +120,12 @@ def test_rotation_equals_that_of_transformers(family: Path) -> None:
 # --- the whole ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("is_packed", [True, False])
-def test_fused_decoder_equals_transformers_own(family: Path, is_packed: bool) -> None:
+@pytest.mark.parametrize("make_linear", [PackedLinear, PlainLinear])
+def test_fused_decoder_equals_transformers_own(family: Path, make_linear: MakeLinear) -> None:
     plain = load(family)
     expected, expected_pool = run_steps(PlainDecoder(plain.model.model), plain)
     loaded = load(family)
-    decoder = make_decoder(loaded.model.model, is_packed=is_packed)
+    decoder = make_decoder(loaded.model.model, make_linear)
     assert isinstance(decoder, FusedDecoder)
     hidden, pool = run_steps(decoder, loaded)
     assert_close(hidden, expected, atol=1e-5, rtol=0)
@@ -142,13 +143,13 @@ def test_biases_and_head_norms_make_a_difference_here(tiny_qwen2: Path, tiny_qwe
         plain, changed = load(model), load(model)
         changed.model.model.layers[0].self_attn.get_parameter(parameter).mul_(0.5)
         expected, _ = run_steps(PlainDecoder(plain.model.model), plain)
-        hidden, _ = run_steps(make_decoder(changed.model.model, is_packed=True), changed)
+        hidden, _ = run_steps(make_decoder(changed.model.model, PackedLinear), changed)
         assert (hidden - expected).abs().max() > 1e-3
 
 
 def test_fusing_leaves_no_second_copy_of_the_layers(family: Path) -> None:
     loaded = load(family)
-    make_decoder(loaded.model.model, is_packed=True)
+    make_decoder(loaded.model.model, PackedLinear)
     names = [name for name, _ in loaded.model.model.named_parameters()]
     assert not any("proj" in name for name in names)
 
@@ -201,4 +202,4 @@ def test_one_layer_that_is_not_plain_leaves_all_alone(tiny_llama: Path, name: st
     assert can_fuse(decoder)
     decoder.layers[2].set_submodule(name, OtherLinear(64, 64))
     assert not can_fuse(decoder)
-    assert isinstance(make_decoder(decoder, is_packed=True), PlainDecoder)
+    assert isinstance(make_decoder(decoder, PackedLinear), PlainDecoder)
