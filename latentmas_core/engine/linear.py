@@ -60,7 +60,7 @@ class WidenedLinear(PlainLinear):
         if x.shape[0] < MIN_WIDENED_ROWS:
             return super().__call__(x)
         wide = x.float()
-        parts = torch.split(self.weight_t, NUM_WIDENED_OUTPUTS, dim=1)  # type: ignore[no-untyped-call]
+        parts = torch.split(self.weight_t, NUM_WIDENED_OUTPUTS, dim=1)
         outputs = [torch.mm(wide, part.float()) for part in parts]
         y = torch.cat(outputs, dim=1)
         return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
