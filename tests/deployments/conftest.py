@@ -9,18 +9,35 @@ os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 import ray
 from ray import serve
 
 from deployments.app import build_app
 from deployments.args import AppArgs
+from deployments.ingress import build_http_app
+from tests.deployments.fake_reasoner import FakeReasoner
 from tests.deployments.service import Service
 
 Deploy = Callable[[dict[str, Any]], Service]
+
+
+@pytest.fixture
+def reasoner() -> FakeReasoner:
+    return FakeReasoner()
+
+
+@pytest.fixture
+async def client(reasoner: FakeReasoner) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the HTTP face in this process, without Ray."""
+    # The app raises what it has answered with 500 once more, for the server's log.
+    transport = httpx.ASGITransport(build_http_app(reasoner), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
 
 
 @pytest.fixture(scope="package")

@@ -1,0 +1,83 @@
+"""A reasoner without agents: it says what a test told it to, and keeps what it was asked."""
+
+from latentmas_core.errors import NotFoundError
+from latentmas_core.events import (
+    AgentFinished,
+    AgentStarted,
+    AgentThought,
+    AnswerDelta,
+    AnswerDone,
+)
+from latentmas_core.pipelines.executor import result_of
+from latentmas_core.request import Mode
+from latentmas_core.result import AgentTrace, Result, Transfer, Usage
+
+ANSWER = "Zoë asks:\n\n你好 🦊 \u2028\u2029\x85\r data: x"
+TRACE = AgentTrace(
+    name="judger",
+    role="final decision",
+    adapter="base",
+    mode=Mode.LATENT,
+    latent_steps=0,
+    prompt_tokens=5,
+    completion_tokens=2,
+    latency_ms=1.0,
+    text=ANSWER,
+)
+RESULT = Result(
+    id="reason-1",
+    final_answer=ANSWER,
+    pipeline="hierarchical",
+    mode=Mode.LATENT,
+    agents=(TRACE,),
+    usage=Usage.of((TRACE,)),
+    latency_ms=2.0,
+    transfer=Transfer(stages=3, hops=2, num_bytes=4096),
+)
+EVENTS = (
+    AgentStarted("judger", "refiner+judger"),
+    AgentThought("judger", 4),
+    *(AnswerDelta(piece) for piece in (ANSWER[:4], ANSWER[4:])),
+    AgentFinished("judger", TRACE),
+    AnswerDone(RESULT),
+)
+
+
+class FakeReasoner:
+    """Says ``EVENTS``; ``error`` is raised in front of the event number ``fails_at``."""
+
+    def __init__(self):
+        self.error = None
+        self.fails_at = 0
+        self.missing = []
+        self.requests = []
+        self.is_closed = False
+
+    def plan_of(self, request):
+        if request.pipeline != "hierarchical":
+            raise NotFoundError(
+                f"pipeline {request.pipeline!r} is not offered here; offered are hierarchical. "
+                "Declare it.",
+                param="pipeline",
+            )
+
+    async def stream(self, request):
+        self.requests.append(request)
+        try:
+            for number, event in enumerate(EVENTS):
+                if self.error is not None and number == self.fails_at:
+                    raise self.error
+                yield event
+        finally:
+            self.is_closed = True
+
+    async def reason(self, request):
+        return await result_of(self.stream(request))
+
+    async def stats(self):
+        if self.error is not None:
+            raise self.error
+        return {"thinkers": [{"num_running": 0}]}
+
+    async def groups_not_ready(self):
+        return self.missing
