@@ -3,9 +3,11 @@
 LatentMASError
 ├── ConfigError            options or a request that cannot be meant: a wrong value, a contradiction
 │   └── PipelineError      a pipeline that is no valid DAG with one speaker
-├── NotFoundError          a pipeline, agent or mode that does not exist here
+├── NotFoundError          a pipeline, agent, mode or adapter that does not exist here
 ├── ContextLengthError     prompt + memory + steps + answer do not fit the positions or the KV pool
 ├── ModelError             a model that is missing, broken or cannot be run exactly
+├── AdapterError           an adapter that is missing, broken, unsupported or made for another base
+│   └── HubError           an adapter that the hub did not hand out: unreachable, refused, unknown
 ├── SegmentError           latent memory that does not fit: another model, a gap, a forbidden join
 └── EngineError            the engine cannot serve: it is closed, overloaded or its step failed
 
@@ -42,7 +44,7 @@ class PipelineError(ConfigError):
 
 
 class NotFoundError(LatentMASError):
-    """A pipeline, agent or mode that does not exist here."""
+    """A pipeline, agent, mode or adapter that does not exist here."""
 
 
 class ContextLengthError(LatentMASError):
@@ -51,6 +53,14 @@ class ContextLengthError(LatentMASError):
 
 class ModelError(LatentMASError):
     """A model that is missing, broken or cannot be run exactly."""
+
+
+class AdapterError(LatentMASError):
+    """An adapter that is missing, broken, unsupported or made for another base model."""
+
+
+class HubError(AdapterError):
+    """An adapter that the hub did not hand out: unreachable, refused or unknown there."""
 
 
 class SegmentError(LatentMASError):

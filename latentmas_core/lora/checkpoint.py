@@ -1,0 +1,332 @@
+"""Reads a LoRA adapter as PEFT saves it, and refuses what the engine would not compute exactly.
+
+A folder with ``adapter_config.json`` and ``adapter_model.safetensors``. Nothing is trusted: size,
+options, names, shapes and numbers are checked before anything is handed on. Pickle is never opened.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from latentmas_core.errors import AdapterError
+from latentmas_core.lora.base_model import BaseModel, is_same_base
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
+
+MAX_CONFIG_BYTES = 2**20
+MAX_HEADER_BYTES = 2**24  # names and shapes in front of the weights
+
+_WEIGHT_NAME = re.compile(
+    r"base_model\.model\.(?:model\.)*layers\.(?P<layer>\d+)\.(?P<target>[\w.]+)"
+    r"\.lora_(?P<matrix>[AB])\.weight"
+)
+
+# Options that change nothing of what is computed from the weights, or that are understood here.
+_UNDERSTOOD = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "r",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
+# Other initialisations take a part of the base weights away, so the adapter alone is not enough.
+_UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")
+
+
+class LoRAPair(NamedTuple):
+    """a: [rank, in_features], b: [out_features, rank]; y = x W^T + scaling (x a^T) b^T."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LoRACheckpoint:
+    """A valid adapter, as it stands in its files.
+
+    digest: SHA-256 of the bytes of both files. weights: by layer and target. scaling: alpha / rank,
+    or alpha / sqrt(rank) for rsLoRA (Kalajdzievski 2023).
+    """
+
+    digest: str
+    base_model_name: str
+    rank: int
+    scaling: float
+    targets: tuple[str, ...]
+    weights: Mapping[tuple[int, str], LoRAPair]
+
+
+def read_checkpoint(folder: Path, base: BaseModel, *, max_rank: int) -> LoRACheckpoint:
+    """Raises AdapterError when it is missing, broken, unsupported or made for another base."""
+    config_bytes = _read_bytes(folder, CONFIG_FILE, MAX_CONFIG_BYTES)
+    config = _parse_config(folder, config_bytes)
+    _refuse_unsupported(folder, config)
+    _check_base(folder, config, base)
+    _check_rank(folder, config, max_rank)
+    max_bytes = 4 * base.num_parameters(config.r) + MAX_HEADER_BYTES
+    weights_bytes = _read_bytes(folder, WEIGHTS_FILE, max_bytes)
+    weights = _pair(folder, _parse_weights(folder, weights_bytes), base, config.r)
+    _check_targets(folder, config.target_modules, {target for _, target in weights}, base)
+    return LoRACheckpoint(
+        digest=_digest(config_bytes, weights_bytes),
+        base_model_name=config.base_model_name_or_path,
+        rank=config.r,
+        scaling=config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r),
+        targets=tuple(target for target in base.targets if (0, target) in weights),
+        weights=weights,
+    )
+
+
+def _digest(config_bytes: bytes, weights_bytes: bytes) -> str:
+    # Each is hashed alone, so that no byte can wander from one file to the other.
+    parts = (hashlib.sha256(content).digest() for content in (config_bytes, weights_bytes))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _read_bytes(folder: Path, name: str, max_bytes: int) -> bytes:
+    path = folder / name
+    try:
+        num_bytes = path.stat().st_size
+        if num_bytes > max_bytes:
+            raise AdapterError(
+                f"{path} has {num_bytes} bytes; an adapter of its rank for this base model has at "
+                f"most {max_bytes}. It belongs to another model, or carries more than LoRA.",
+                param="path",
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(folder, name, error) from error
+
+
+def _unreadable(folder: Path, name: str, error: OSError) -> AdapterError:
+    if name == WEIGHTS_FILE and (folder / PICKLE_FILE).exists():
+        return AdapterError(
+            f"adapter {folder} has its weights in {PICKLE_FILE}, a pickle, which can run code when "
+            f"it is read. Save it as {WEIGHTS_FILE}.",
+            param="path",
+        )
+    return AdapterError(
+        f"adapter {folder}: {name} cannot be read ({error.strerror}). An adapter is a folder with "
+        f"{CONFIG_FILE} and {WEIGHTS_FILE}.",
+        param="path",
+    )
+
+
+def _parse_config(folder: Path, content: bytes) -> Any:
+    """A ``peft.LoraConfig``."""
+    path = folder / CONFIG_FILE
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise AdapterError(f"{path} is not JSON: {error}. Save it again.", param="path") from error
+    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
+        kind = values.get("peft_type") if isinstance(values, dict) else type(values).__name__
+        raise AdapterError(
+            f"{path} says peft_type {kind!r}; LORA is the kind that is served.", param="peft_type"
+        )
+    strangers = [name for name in values.keys() - _defaults().keys() if values[name]]
+    if strangers:
+        raise _unsupported(folder, {name: values[name] for name in sorted(strangers)})
+    try:
+        return _lora_config({name: values[name] for name in values.keys() & _defaults().keys()})
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"{path} is no LoRA configuration: {error}", param="path") from error
+
+
+def _lora_config(values: Mapping[str, Any]) -> Any:
+    from peft import LoraConfig  # takes seconds to import, and many a service has no adapter
+
+    return LoraConfig(**values)
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    """The options of PEFT's LoRA and what they are where they are left out."""
+    from peft import LoraConfig
+
+    plain = LoraConfig()
+    return {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+
+
+def _refuse_unsupported(folder: Path, config: Any) -> None:
+    """Whatever is not understood must be as if it had been left out."""
+    unsupported = {
+        name: getattr(config, name)
+        for name, default in _defaults().items()
+        if name not in _UNDERSTOOD and _is_meant(getattr(config, name), default)
+    }
+    if config.bias != "none":
+        unsupported["bias"] = config.bias
+    if config.init_lora_weights not in _UNCHANGED_BASE:
+        unsupported["init_lora_weights"] = config.init_lora_weights
+    if unsupported:
+        raise _unsupported(folder, unsupported)
+
+
+def _is_meant(value: Any, default: Any) -> bool:
+    return bool(value) and value != default
+
+
+def _unsupported(folder: Path, options: Mapping[str, Any]) -> AdapterError:
+    shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return AdapterError(
+        f"adapter {folder} was made with {shown}, which is not supported: its answers would not "
+        "be those of the adapter. Train or convert it to plain LoRA on linear layers.",
+        param=next(iter(options)),
+    )
+
+
+def _check_base(folder: Path, config: Any, base: BaseModel) -> None:
+    named = config.base_model_name_or_path
+    if not named:
+        raise AdapterError(
+            f"adapter {folder} does not say which base model it was made for. Set "
+            f"base_model_name_or_path in its {CONFIG_FILE}.",
+            param="base_model_name_or_path",
+        )
+    if not is_same_base(named, base.name):
+        raise AdapterError(
+            f"adapter {folder} was made for base model {named!r}; this one is {base.name!r}. "
+            "Load it where its base model is served.",
+            param="base_model_name_or_path",
+        )
+
+
+def _check_rank(folder: Path, config: Any, max_rank: int) -> None:
+    rank, alpha = config.r, config.lora_alpha
+    if type(rank) is not int or not 1 <= rank <= max_rank:
+        raise AdapterError(
+            f"adapter {folder} has rank {rank!r}; allowed are 1 to {max_rank}. Raise max_lora_rank "
+            "if there is memory for it.",
+            param="r",
+        )
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise AdapterError(
+            f"adapter {folder} has lora_alpha {alpha!r}; it must be a number.", param="lora_alpha"
+        )
+
+
+def _parse_weights(folder: Path, content: bytes) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise AdapterError(
+            f"{folder / WEIGHTS_FILE} is no complete safetensors file ({error}). Copy it again.",
+            param="path",
+        ) from error
+
+
+def _pair(
+    folder: Path, tensors: Mapping[str, torch.Tensor], base: BaseModel, rank: int
+) -> dict[tuple[int, str], LoRAPair]:
+    """Every tensor in its place, each of the right shape and finite, none missing or too many."""
+    found: dict[tuple[int, str, str], torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        layer, target, matrix = _place_of(folder, name, base)
+        out_features, in_features = base.targets[target]
+        expected = (rank, in_features) if matrix == "A" else (out_features, rank)
+        _check_tensor(folder, name, tensor, expected)
+        found[layer, target, matrix] = tensor
+    targets = {target for _, target, _ in found}
+    if not targets:
+        raise AdapterError(f"adapter {folder} holds no weights at all.", param="path")
+    missing = [
+        f"layers.{layer}.{target}.lora_{matrix}"
+        for layer in range(base.num_layers)
+        for target in sorted(targets)
+        for matrix in "AB"
+        if (layer, target, matrix) not in found
+    ]
+    if missing:
+        raise AdapterError(
+            f"adapter {folder} lacks {len(missing)} weights, {missing[0]} first; an adapter changes"
+            f" a target in all {base.num_layers} layers of its base model. It is incomplete, or "
+            "made for another model.",
+            param="path",
+        )
+    return {
+        (layer, target): LoRAPair(found[layer, target, "A"], found[layer, target, "B"])
+        for layer in range(base.num_layers)
+        for target in targets
+    }
+
+
+def _check_targets(folder: Path, named: Any, found: set[str], base: BaseModel) -> None:
+    """A list of names must be what the weights are; a pattern was resolved when it was trained."""
+    if named is None or isinstance(named, str):
+        return
+    missing = [
+        name for name in named if not any(f".{target}".endswith(f".{name}") for target in found)
+    ]
+    if missing:
+        raise AdapterError(
+            f"adapter {folder} names target_modules {', '.join(sorted(missing))} but holds no "
+            f"weights for them. Targets of {base.name!r}: {', '.join(base.targets)}.",
+            param="target_modules",
+        )
+
+
+def _place_of(folder: Path, name: str, base: BaseModel) -> tuple[int, str, str]:
+    match = _WEIGHT_NAME.fullmatch(name)
+    if match is None or match["target"] not in base.targets:
+        raise AdapterError(
+            f"adapter {folder} holds {name!r}, which is no LoRA weight of a target that is served. "
+            f"Targets of {base.name!r}: {', '.join(base.targets)}.",
+            param="target_modules",
+        )
+    layer = int(match["layer"])
+    if layer >= base.num_layers:
+        raise AdapterError(
+            f"adapter {folder} holds {name!r}; {base.name!r} has {base.num_layers} layers. It was "
+            "made for another model.",
+            param="base_model_name_or_path",
+        )
+    return layer, match["target"], match["matrix"]
+
+
+def _check_tensor(folder: Path, name: str, tensor: torch.Tensor, expected: tuple[int, int]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise AdapterError(
+            f"adapter {folder}: {name} has shape {tuple(tensor.shape)}; for its rank and this base "
+            f"model it must be {expected}. It was made for another model, or is damaged.",
+            param="base_model_name_or_path",
+        )
+    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        raise AdapterError(
+            f"adapter {folder}: {name} holds numbers that are not finite. Its training diverged, "
+            "or the file is damaged.",
+            param="path",
+        )

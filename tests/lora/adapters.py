@@ -1,0 +1,46 @@
+"""Random adapters, made and saved by PEFT itself."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from latentmas_core.engine.quiet import quiet_transformers
+
+ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def make_adapter(
+    folder: Path,
+    model_path: Path,
+    *,
+    rank: int = 8,
+    targets: tuple[str, ...] = ALL_TARGETS,
+    seed: int = 0,
+    std: float = 0.1,
+    **options: Any,
+) -> Path:
+    """Saves an adapter for the model at ``model_path``; both of its matrices are random."""
+    options = {"lora_alpha": 2 * rank, "task_type": "CAUSAL_LM"} | options
+    config = LoraConfig(r=rank, target_modules=list(targets), **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = get_peft_model(_read(model_path), config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.normal_(std=std)
+        model.save_pretrained(folder)
+    return folder
+
+
+def lone_peft(model_path: Path, adapter: Path) -> Any:
+    """The base with one adapter, as PEFT computes it: the oracle."""
+    return PeftModel.from_pretrained(_read(model_path), adapter).eval()
+
+
+def _read(model_path: Path) -> Any:
+    with quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
