@@ -17,6 +17,18 @@ class FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class LoRAConfig(FrozenModel):
+    """How many adapters are kept where. Each also takes blocks of the engine's pool.
+
+    ``max_loaded_adapters`` on the device, ``max_cpu_adapters`` in host memory; all others are read
+    from disk when they are needed.
+    """
+
+    max_loaded_adapters: int = Field(default=20, ge=0)
+    max_cpu_adapters: int = Field(default=100, ge=1)
+    max_lora_rank: int = Field(default=256, ge=1)
+
+
 class EngineConfig(FrozenModel):
     """What an engine is made of and how much it may take.
 
@@ -40,6 +52,8 @@ class EngineConfig(FrozenModel):
     max_num_batched_tokens: int = Field(default=512, ge=1)
     max_waiting_seqs: int = Field(default=1024, ge=1)
     has_prefix_cache: bool = True
+
+    lora: LoRAConfig = LoRAConfig()
 
 
 class SamplingParams(FrozenModel):

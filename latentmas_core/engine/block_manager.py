@@ -2,6 +2,7 @@
 
 A block is free (nobody refers to it), used (one or more references) or cached: free, but its
 content can still be found by the hash of the tokens that lead to it, until it is handed out again.
+Neighbouring blocks may be taken as a run, which stays where it is: adapters live in runs.
 """
 
 import hashlib
@@ -36,6 +37,7 @@ class BlockManager:
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._key_to_block: dict[PrefixKey, int] = {}
         self._block_to_key: dict[int, PrefixKey] = {}
+        self._in_run = [False] * num_blocks
 
     @property
     def num_free(self) -> int:
@@ -87,6 +89,50 @@ class BlockManager:
                 self._free[block_id] = None
                 self._free.move_to_end(block_id, last=block_id in self._block_to_key)
 
+    def find_run(self, num_blocks: int) -> int | None:
+        """The first of ``num_blocks`` neighbours that no run holds, with the fewest in use.
+
+        Among equals the last, so that runs gather at the end of the pool. None if there are none.
+        """
+        best, fewest = None, num_blocks + 1
+        num_used = num_fixed = 0
+        for end in range(self.num_blocks):
+            num_used += self._num_refs[end] > 0
+            num_fixed += self._in_run[end]
+            if end >= num_blocks:
+                num_used -= self._num_refs[end - num_blocks] > 0
+                num_fixed -= self._in_run[end - num_blocks]
+            if end >= num_blocks - 1 and num_fixed == 0 and num_used <= fewest:
+                best, fewest = end - num_blocks + 1, num_used
+        return best
+
+    def allocate_run(self, start: int, num_blocks: int) -> dict[int, int]:
+        """Take a run that ``find_run`` found; what is in use there moves to free blocks.
+
+        Returns where to, by block: the caller copies the content and mends the tables, once.
+        """
+        assert self.can_allocate(num_blocks), (
+            f"asked for a run of {num_blocks} blocks, {self.num_free} are free"
+        )
+        run = range(start, start + num_blocks)
+        used = [block_id for block_id in run if self._num_refs[block_id] > 0]
+        for block_id in run:
+            if block_id not in used:
+                del self._free[block_id]
+                self._forget(block_id)
+        moves = {block_id: self._move(block_id) for block_id in used}
+        for block_id in run:
+            self._num_refs[block_id] = 1
+            self._in_run[block_id] = True
+        return moves
+
+    def free_run(self, start: int, num_blocks: int) -> None:
+        run = range(start, start + num_blocks)
+        for block_id in run:
+            assert self._in_run[block_id], f"block {block_id} is in no run"
+            self._in_run[block_id] = False
+        self.free(run)
+
     def match_prefix(self, keys: Sequence[PrefixKey]) -> list[int]:
         """The blocks of the longest run of ``keys`` that is cached, each with a new reference."""
         block_ids: list[int] = []
@@ -120,6 +166,16 @@ class BlockManager:
         assert expected_refs is None or num_refs == expected_refs, (
             f"{num_refs} references on blocks, but sequences and memories hold {expected_refs}"
         )
+
+    def _move(self, block_id: int) -> int:
+        """Another block takes over the references and the key of this one."""
+        (target,) = self.allocate(1)
+        self._num_refs[target] = self._num_refs[block_id]
+        key = self._block_to_key.pop(block_id, None)
+        if key is not None:
+            self._block_to_key[target] = key
+            self._key_to_block[key] = target
+        return target
 
     def _forget(self, block_id: int) -> None:
         key = self._block_to_key.pop(block_id, None)

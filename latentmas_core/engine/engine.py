@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -31,10 +32,11 @@ from latentmas_core.engine.sequence import Sequence as EngineSequence
 from latentmas_core.engine.stats import EngineStats
 from latentmas_core.engine.stepper import Stepper
 from latentmas_core.engine.turn import Turn, TurnDone, TurnEvent
-from latentmas_core.errors import EngineError, LatentMASError
+from latentmas_core.errors import AdapterError, EngineError, LatentMASError
 from latentmas_core.latent.codec import KVLayout, PackedSegments, pack
 from latentmas_core.latent.memory import Memory, MergeRule, check_same_model, merge
 from latentmas_core.latent.segment import Segment, SegmentTensors
+from latentmas_core.lora.cache import AdapterSpec, AdapterState
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +154,35 @@ class Engine:
         check_same_model(memory.segments, self.fingerprint)
         return await prefill_memory(self, memory, latents)
 
+    async def load_adapter(
+        self, name: str, folder: Path, *, is_pinned: bool = False
+    ) -> AdapterSpec:
+        """Make the adapter in ``folder`` known by ``name``; it is brought to the device when used.
+
+        ``is_pinned``: at once, and for good. Raises AdapterError when it is missing, broken, made
+        for another base, too large, or when the name is in use for another.
+        """
+        if self.config.lora.max_loaded_adapters == 0:
+            raise AdapterError(
+                f"adapter {name!r} cannot be loaded: max_loaded_adapters is 0. Raise it.",
+                param="name",
+            )
+        loader = self.stepper.loader
+        spec, packed = await asyncio.to_thread(loader.read, name, folder, is_pinned=is_pinned)
+        return await self._inbox.call(lambda: self.stepper.register(spec, packed))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget a name; turns that have its adapter finish first. NotFoundError."""
+        await self._inbox.call(lambda: self.stepper.adapters.unregister(name))
+
+    def adapter(self, name: str) -> AdapterSpec:
+        """A loaded adapter by its name. NotFoundError: never the base model in its place."""
+        return self.stepper.adapters.find(name)
+
+    async def adapters(self) -> list[tuple[AdapterSpec, AdapterState]]:
+        """All that are known, and where each is."""
+        return await self._inbox.call(self.stepper.adapters.listing)
+
     async def export(
         self, memory: ResidentMemory, segments: Sequence[Segment]
     ) -> list[SegmentTensors]:
@@ -240,7 +271,8 @@ class Engine:
     def _make_sequence(self, turn: Turn, sink: EventSink) -> EngineSequence:
         has_keys = self.config.has_prefix_cache and turn.memory is None and turn.recall is None
         block_size = self.stepper.blocks.block_size
-        keys = prefix_keys(self.fingerprint, turn.prompt_ids, block_size) if has_keys else []
+        root = f"{self.fingerprint}/{turn.mix.key}"
+        keys = prefix_keys(root, turn.prompt_ids, block_size) if has_keys else []
         stop = turn.sampling.stop if turn.sampling else ()
         return EngineSequence(
             turn,

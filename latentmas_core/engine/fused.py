@@ -6,6 +6,8 @@ fused (Llama, Qwen2, Qwen3); others run as transformers wrote them, through the 
 function, which is also the oracle of this module.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 
 from latentmas_core.engine.attention import AttentionBatch, paged_attention
 from latentmas_core.engine.linear import Linear, MakeLinear
+from latentmas_core.lora.layers import LoRABatch, LoRALinear, Site, wrap_linears
 
 _NORMS = {"LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 _DECODER_PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -21,6 +24,14 @@ _NORM_PARTS = ("input_layernorm", "post_attention_layernorm")
 _LAYER_PARTS = {"self_attn", "mlp", *_NORM_PARTS}
 _ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORM_PARTS = {"q_norm", "k_norm"}
+# What is computed in one product, and so the sites where an adapter adds its terms.
+FUSED_SITES: tuple[Site, ...] = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+_QKV, _OUT, _GATE_UP, _DOWN = range(len(FUSED_SITES))
 _MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
@@ -76,14 +87,21 @@ class FusedNorm:
 class FusedMLP:
     """y = down(act(gate(x)) * up(x)) with gate and up in one product."""
 
-    def __init__(self, mlp: Any, make_linear: MakeLinear) -> None:
+    def __init__(self, mlp: Any, layer_idx: int, make_linear: MakeLinear) -> None:
+        self.layer_idx = layer_idx
         self.gate_up = _join([mlp.gate_proj, mlp.up_proj], make_linear)
         self.down = _join([mlp.down_proj], make_linear)
         self.act_fn = mlp.act_fn
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        y: torch.Tensor = self.down(self.act_fn(gate).mul_(up))
+    def __call__(self, x: torch.Tensor, lora: LoRABatch | None = None) -> torch.Tensor:
+        gate_up = self.gate_up(x)
+        if lora is not None:
+            lora.add(self.layer_idx, _GATE_UP, x, gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        inner = self.act_fn(gate).mul_(up)
+        y = self.down(inner)
+        if lora is not None:
+            lora.add(self.layer_idx, _DOWN, inner, y)
         return y
 
 
@@ -103,11 +121,18 @@ class FusedAttention:
         self.k_norm = FusedNorm(attention.k_norm) if hasattr(attention, "k_norm") else None
 
     def __call__(
-        self, hidden: torch.Tensor, rotation: Rotation, batch: AttentionBatch
+        self,
+        hidden: torch.Tensor,
+        rotation: Rotation,
+        batch: AttentionBatch,
+        lora: LoRABatch | None = None,
     ) -> torch.Tensor:
         """hidden: [num_rows, hidden_size]; returns the same shape."""
         num_rotated = self.num_heads + self.num_kv_heads
-        heads = self.qkv(hidden).view(hidden.shape[0], -1, self.head_dim)
+        qkv = self.qkv(hidden)
+        if lora is not None:
+            lora.add(self.layer_idx, _QKV, hidden, qkv)
+        heads = qkv.view(hidden.shape[0], -1, self.head_dim)
         rotated = rotation.apply(self._normed(heads[:, :num_rotated]))
         output = paged_attention(
             batch,
@@ -117,7 +142,10 @@ class FusedAttention:
             heads[:, num_rotated:],
             scaling=self.scaling,
         )
-        projected: torch.Tensor = self.out(output.reshape(hidden.shape[0], -1))
+        joined = output.reshape(hidden.shape[0], -1)
+        projected = self.out(joined)
+        if lora is not None:
+            lora.add(self.layer_idx, _OUT, joined, projected)
         return projected
 
     def _normed(self, heads: torch.Tensor) -> torch.Tensor:
@@ -134,16 +162,18 @@ class FusedLayer:
         self.attention_norm = FusedNorm(layer.input_layernorm)
         self.attention = FusedAttention(layer.self_attn, make_linear)
         self.mlp_norm = FusedNorm(layer.post_attention_layernorm)
-        self.mlp = FusedMLP(layer.mlp, make_linear)
+        self.mlp = FusedMLP(layer.mlp, self.attention.layer_idx, make_linear)
 
     def __call__(
-        self, hidden: torch.Tensor, rotation: Rotation, batch: AttentionBatch
+        self,
+        hidden: torch.Tensor,
+        rotation: Rotation,
+        batch: AttentionBatch,
+        lora: LoRABatch | None = None,
     ) -> torch.Tensor:
         """hidden: [num_rows, hidden_size]; returns the same shape."""
-        attended: torch.Tensor = self.attention(self.attention_norm(hidden), rotation, batch)
-        hidden = hidden + attended
-        transformed: torch.Tensor = self.mlp(self.mlp_norm(hidden))
-        return hidden + transformed
+        hidden = hidden + self.attention(self.attention_norm(hidden), rotation, batch, lora)
+        return hidden + self.mlp(self.mlp_norm(hidden), lora)
 
 
 class FusedDecoder:
@@ -156,15 +186,20 @@ class FusedDecoder:
             self.layers.append(FusedLayer(layer, make_linear))
             decoder.layers[index] = nn.Identity()  # so that its weights are not kept twice
         self.norm = FusedNorm(decoder.norm)
+        self.sites = FUSED_SITES
 
     def __call__(
-        self, embeddings: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        batch: AttentionBatch,
+        lora: LoRABatch | None = None,
     ) -> torch.Tensor:
         """embeddings [num_rows, hidden_size], positions [num_rows] -> hidden after the norm."""
         rotation = Rotation.from_tables(*self.rotary_emb(embeddings, positions[None]))
         hidden = embeddings
         for layer in self.layers:
-            hidden = layer(hidden, rotation, batch)
+            hidden = layer(hidden, rotation, batch, lora)
         normed: torch.Tensor = self.norm(hidden)
         return normed
 
@@ -172,27 +207,54 @@ class FusedDecoder:
 class PlainDecoder:
     """The same face over transformers' own decoder: for structures that cannot be fused."""
 
-    def __init__(self, decoder: nn.Module) -> None:
+    def __init__(self, decoder: Any, sites: Sequence[Site]) -> None:
         self.decoder = decoder
+        self.sites = sites
+        self._linears = wrap_linears(decoder.layers, sites)
 
     def __call__(
-        self, embeddings: torch.Tensor, positions: torch.Tensor, batch: AttentionBatch
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        batch: AttentionBatch,
+        lora: LoRABatch | None = None,
     ) -> torch.Tensor:
-        output = self.decoder(
-            inputs_embeds=embeddings[None],
-            position_ids=positions[None],
-            use_cache=False,
-            batch=batch,
-        )
+        with _adapted(self._linears, lora):
+            output = self.decoder(
+                inputs_embeds=embeddings[None],
+                position_ids=positions[None],
+                use_cache=False,
+                batch=batch,
+            )
         hidden: torch.Tensor = output.last_hidden_state[0]
         return hidden
 
 
-def make_decoder(decoder: nn.Module, make_linear: MakeLinear) -> FusedDecoder | PlainDecoder:
-    """The fused decoder where the structure is known exactly, else transformers' own."""
+@contextmanager
+def _adapted(linears: Sequence[LoRALinear], lora: LoRABatch | None) -> Iterator[None]:
+    """The adapters of one step; whatever happens in it, the next starts without them."""
+    if lora is None:
+        yield
+        return
+    try:
+        for linear in linears:
+            linear.lora = lora
+        yield
+    finally:
+        for linear in linears:
+            linear.lora = None
+
+
+def make_decoder(
+    decoder: nn.Module, make_linear: MakeLinear, targets: Iterable[str] = ()
+) -> FusedDecoder | PlainDecoder:
+    """The fused decoder where the structure is known exactly, else transformers' own.
+
+    targets: the linear layers that adapters may change; the fused decoder knows its own.
+    """
     if can_fuse(decoder):
         return FusedDecoder(decoder, make_linear)
-    return PlainDecoder(decoder)
+    return PlainDecoder(decoder, [(target,) for target in targets])
 
 
 def can_fuse(decoder: nn.Module) -> bool:

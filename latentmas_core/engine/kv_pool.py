@@ -75,6 +75,18 @@ class KVPool:
         self._key_slots.index_copy_(1, slots, rows.keys.to(self.keys))
         self._value_slots.index_copy_(1, slots, rows.values.to(self.values))
 
+    def run(self, start: int, num_blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Neighbouring blocks as plain room: views of keys and values [num_layers, num_elements].
+
+        Whoever fills it writes finite numbers: as keys and values they would be masked by a 0.
+        """
+        end = start + num_blocks
+        num_layers = self.keys.shape[0]
+        return (
+            self.keys[:, start:end].view(num_layers, -1),
+            self.values[:, start:end].view(num_layers, -1),
+        )
+
     def copy_block(self, source: int, target: int) -> None:
         self.keys[:, target].copy_(self.keys[:, source])
         self.values[:, target].copy_(self.values[:, source])

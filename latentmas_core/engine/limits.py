@@ -1,6 +1,7 @@
 """Says whether a turn can run on an engine at all, before anything is allocated for it."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from latentmas_core.engine.turn import Turn
 from latentmas_core.errors import ConfigError, ContextLengthError, SegmentError
@@ -21,6 +22,21 @@ class TurnLimits:
         self._check_fields(turn)
         self.check_memory(turn)
         self._check_length(turn)
+
+    def check_slots(self, turn: Turn, *, num_reserved: int) -> None:
+        """Raise ContextLengthError if the turn does not fit beside ``num_reserved`` slots.
+
+        Those are of its own adapters and of all that are pinned.
+        """
+        _, num_slots, shares = _needs(turn)
+        if num_slots > self.max_slots - num_reserved:
+            beside = f", {num_reserved} of them taken by adapters" if num_reserved else ""
+            raise ContextLengthError(
+                f"context of agent {turn.agent!r} needs {num_slots} slots ({shares}); the KV pool "
+                f"holds {self.max_slots} for one request{beside}. Shorten the question, lower "
+                "max_tokens or latent_steps, or raise kv_cache_bytes.",
+                param="question",
+            )
 
     def _check_fields(self, turn: Turn) -> None:
         if not turn.prompt_ids and turn.recall is None:
@@ -54,29 +70,35 @@ class TurnLimits:
         check_same_model(turn.memory.memory.segments, self.fingerprint)
 
     def _check_length(self, turn: Turn) -> None:
-        memory = turn.memory.memory if turn.memory else None
-        num_prompt = len(turn.recall.segment.token_ids if turn.recall else turn.prompt_ids)
-        num_latents = turn.num_latent_steps
-        num_latents += turn.recall.segment.num_latents if turn.recall else 0
-        num_answer = turn.sampling.max_tokens if turn.sampling else 0
-        num_own = num_prompt + num_latents + num_answer
-        positions = num_own + (memory.next_position if memory else 0)
-        slots = num_own + (memory.num_rows if memory else 0)
-        shares = (
-            f"prompt {num_prompt} + memory {memory.num_rows if memory else 0} + latent steps "
-            f"{num_latents} + answer {num_answer}"
-        )
-        if positions > self.max_positions:
+        num_positions, _, shares = _needs(turn)
+        if num_positions > self.max_positions:
             raise ContextLengthError(
-                f"context of agent {turn.agent!r} needs {positions} positions ({shares}); the "
+                f"context of agent {turn.agent!r} needs {num_positions} positions ({shares}); the "
                 f"model has {self.max_positions}. Shorten the question, or lower max_tokens or "
                 "latent_steps.",
                 param="question",
             )
-        if slots > self.max_slots:
-            raise ContextLengthError(
-                f"context of agent {turn.agent!r} needs {slots} slots ({shares}); the KV pool "
-                f"holds {self.max_slots} for one request. Shorten the question, lower max_tokens "
-                "or latent_steps, or raise kv_cache_bytes.",
-                param="question",
-            )
+        self.check_slots(turn, num_reserved=0)
+
+
+class _Needs(NamedTuple):
+    num_positions: int
+    num_slots: int
+    shares: str
+
+
+def _needs(turn: Turn) -> _Needs:
+    """What a turn takes until its latest end, and what of it is for what."""
+    memory = turn.memory.memory if turn.memory else None
+    num_memory = memory.num_rows if memory else 0
+    num_prompt = len(turn.recall.segment.token_ids if turn.recall else turn.prompt_ids)
+    num_latents = turn.num_latent_steps
+    num_latents += turn.recall.segment.num_latents if turn.recall else 0
+    num_answer = turn.sampling.max_tokens if turn.sampling else 0
+    num_own = num_prompt + num_latents + num_answer
+    return _Needs(
+        num_positions=num_own + (memory.next_position if memory else 0),
+        num_slots=num_own + num_memory,
+        shares=f"prompt {num_prompt} + memory {num_memory} + latent steps {num_latents} + answer "
+        f"{num_answer}",
+    )

@@ -35,9 +35,9 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self._held)
 
-    @property
-    def num_block_refs(self) -> int:
-        return sum(len(memory.block_table or ()) for memory in self._held.values())
+    def block_tables(self) -> list[list[int]]:
+        """The tables of the memories that are in blocks, to be counted or mended."""
+        return [m.block_table for m in self._held.values() if m.block_table is not None]
 
     # What the scheduler asks.
 

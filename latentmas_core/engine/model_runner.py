@@ -5,6 +5,7 @@ are computed only for rows that are sampled. Knows no scheduling; it is told wha
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -25,12 +26,14 @@ from latentmas_core.engine.scheduler import ScheduledRows
 from latentmas_core.engine.self_check import reference_hidden, refuse_if_different
 from latentmas_core.engine.sequence import NextRow
 from latentmas_core.latent.realignment import realignment_of
+from latentmas_core.lora.base_model import describe_base
+from latentmas_core.lora.layers import LoRABatch, Segment
 
 
 class ModelRunner:
     """Computes scheduled rows and appends to each sequence the row that follows from them."""
 
-    def __init__(self, loaded: LoadedModel, *, is_realigned: bool) -> None:
+    def __init__(self, loaded: LoadedModel, *, is_realigned: bool, has_lora: bool = False) -> None:
         model: Any = loaded.model
         self.shape = loaded.shape
         self.device: torch.device = model.device
@@ -44,7 +47,10 @@ class ModelRunner:
         self._lm_head = make_linear(head.weight, head.bias)
         expected = None if can_fuse(model.model) else reference_hidden(loaded)
         model.set_attn_implementation(ATTENTION_NAME)
-        self._decoder = make_decoder(model.model, make_linear)
+        self.base = describe_base(loaded.name, model.model.layers)
+        targets = self.base.targets if has_lora else ()
+        self._decoder = make_decoder(model.model, make_linear, targets)
+        self.sites = self._decoder.sites
         if expected is not None:
             refuse_if_different(loaded, self._decoder, self._embed_tokens, expected)
 
@@ -79,7 +85,7 @@ class ModelRunner:
             is_paged=self.is_paged,
         )
         hidden: torch.Tensor = self._decoder(
-            self._embed(scheduled), self._positions(scheduled), batch
+            self._embed(scheduled), self._positions(scheduled), batch, _lora_batch(scheduled)
         )
         return hidden
 
@@ -110,3 +116,19 @@ class ModelRunner:
 
     def _rows(self, hidden: torch.Tensor, rows: list[int]) -> torch.Tensor:
         return hidden[torch.tensor(rows, device=self.device)]
+
+
+def _lora_batch(scheduled: Sequence[ScheduledRows]) -> LoRABatch | None:
+    """The adapters of the step: neighbours that run with the same ones are one segment."""
+    segments: list[Segment] = []
+    start = 0
+    for _, rows in groupby(scheduled, key=lambda rows: rows.sequence.kind):
+        together = list(rows)
+        num_rows = sum(rows.num_rows for rows in together)
+        sequence = together[0].sequence
+        segments += [
+            Segment(start, num_rows, berth.terms, use.weight)
+            for use, berth in zip(sequence.mix.uses, sequence.berths, strict=True)
+        ]
+        start += num_rows
+    return LoRABatch(segments) if segments else None

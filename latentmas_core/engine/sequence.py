@@ -21,6 +21,7 @@ from latentmas_core.engine.turn import Turn, TurnEvent
 from latentmas_core.errors import LatentMASError
 from latentmas_core.latent.memory import Memory
 from latentmas_core.latent.segment import Segment
+from latentmas_core.lora.arena import Berth
 
 EventSink = Callable[[TurnEvent | LatentMASError], None]
 
@@ -68,6 +69,10 @@ class Sequence:
         self.output_ids: list[int] = []
         self.chooser = TokenChooser.from_params(turn.sampling or SamplingParams())
         self.num_latents_due = len(self.latents) + turn.num_latent_steps
+
+        self.mix = turn.mix
+        self.kind = self.mix.key  # whom the scheduler is fair to
+        self.berths: list[Berth] = []
 
         self.block_table: list[int] = []
         self.is_appender = False
@@ -161,4 +166,5 @@ class Sequence:
             token_ids=self.token_ids,
             num_latents=len(self.latents),
             context=self.memory.seen,
+            adapter=self.mix.key,
         )

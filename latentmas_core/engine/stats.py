@@ -1,6 +1,8 @@
 """What an engine holds and has done: counts only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from latentmas_core.lora.cache import AdapterStats
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class EngineStats:
     num_cached_tokens_total: int
     num_preemptions_total: int
     num_offloads_total: int
+    adapters: AdapterStats = field(default_factory=AdapterStats)
 
 
 @dataclass

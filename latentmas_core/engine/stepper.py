@@ -5,6 +5,9 @@ held, whatever way it ends. Knows no threads and no event loops.
 """
 
 import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
 
 from latentmas_core.config import EngineConfig
 from latentmas_core.engine.block_manager import BlockManager
@@ -18,10 +21,16 @@ from latentmas_core.engine.pool_size import choose_block_size, choose_num_blocks
 from latentmas_core.engine.scheduler import Scheduler
 from latentmas_core.engine.sequence import NextRow, Sequence
 from latentmas_core.engine.stats import Counters, EngineStats
-from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone, TurnEvent
-from latentmas_core.errors import EngineError, LatentMASError
+from latentmas_core.engine.turn import TextDelta, Thought, TurnDone, TurnEvent
+from latentmas_core.errors import AdapterError, EngineError, LatentMASError
+from latentmas_core.lora.arena import Arena
+from latentmas_core.lora.cache import AdapterCache, AdapterSpec
+from latentmas_core.lora.loader import AdapterLoader
+from latentmas_core.lora.packed import PackedAdapter
 
 logger = logging.getLogger(__name__)
+
+NUM_TIMED_STEPS = 64  # the quickest of them is what a step takes at least
 
 
 class Stepper:
@@ -33,7 +42,12 @@ class Stepper:
     def __init__(self, config: EngineConfig, loaded: LoadedModel, *, post: Post) -> None:
         self.fingerprint = loaded.fingerprint
         self.eos_token_ids = loaded.eos_token_ids
-        self.runner = ModelRunner(loaded, is_realigned=config.latent_realign)
+        lora = config.lora
+        self.runner = ModelRunner(
+            loaded,
+            is_realigned=config.latent_realign,
+            has_lora=lora.max_loaded_adapters > 0,
+        )
         self.blocks, self.pool = _make_pool(config, self.runner)
         self.memories = MemoryStore(
             self.blocks,
@@ -41,9 +55,25 @@ class Stepper:
             inv_freq=self.runner.inv_freq,
             hidden_size=loaded.shape.hidden_size,
         )
+        self.loader = AdapterLoader(
+            self.runner.base,
+            dtype=self.runner.dtype,
+            device=self.runner.device,
+            max_rank=lora.max_lora_rank,
+            post=post,
+        )
+        self.adapters = AdapterCache(
+            Arena(self.runner.base, self.runner.sites, self.blocks, self.pool, self._mend_tables),
+            self.loader,
+            max_loaded=lora.max_loaded_adapters,
+            max_host=lora.max_cpu_adapters,
+            make_room=lambda num_blocks: self.scheduler.make_room(num_blocks),
+            on_failure=self._fail_waiting,
+        )
         self.scheduler = Scheduler(
             self.blocks,
             self.memories,
+            self.adapters,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
@@ -57,6 +87,7 @@ class Stepper:
         self._max_waiting_seqs = config.max_waiting_seqs
         self._post = post
         self._counters = Counters()
+        self._step_seconds: deque[float] = deque(maxlen=NUM_TIMED_STEPS)
         self._sequences: dict[int, Sequence] = {}
         self._is_closed = False
         self.num_failures_in_a_row = 0
@@ -67,9 +98,11 @@ class Stepper:
 
     def step(self) -> bool:
         """Compute one step; False if nothing could be scheduled."""
+        self._refuse_late()
         scheduled = self.scheduler.schedule()
         if not scheduled:
-            return False
+            return self._fail_stuck()
+        started_at = time.monotonic()
         try:
             self.runner.step(scheduled, self.pool)
         except Exception:
@@ -80,6 +113,7 @@ class Stepper:
             self.fail([rows.sequence for rows in scheduled], cause)
             return True
         self.num_failures_in_a_row = 0
+        self._step_seconds.append(time.monotonic() - started_at)
         self.scheduler.advance(scheduled)
         self._counters.num_steps += 1
         self._counters.num_rows += sum(rows.num_rows for rows in scheduled)
@@ -89,21 +123,23 @@ class Stepper:
 
     def add(self, sequence: Sequence) -> None:
         try:
-            self._check_admission(sequence.turn)
+            self._check_admission(sequence)
+            self.scheduler.add(sequence)
         except LatentMASError as error:
             self.emit(sequence, error)
             return
         self._sequences[sequence.sequence_id] = sequence
-        self.scheduler.add(sequence)
 
-    def _check_admission(self, turn: Turn) -> None:
+    def _check_admission(self, sequence: Sequence) -> None:
         limit = self._max_waiting_seqs
         if self._is_closed:
             raise EngineError("the engine was closed.")
         if len(self.scheduler.waiting) >= limit:
             message = f"{limit} requests wait already; max_waiting_seqs is {limit}. Retry later."
             raise EngineError(message)
-        self.limits.check_memory(turn)  # once more: it may have been released on the way
+        # Once more: it may have been released on the way.
+        self.limits.check_memory(sequence.turn)
+        self._check_room(sequence)
 
     def abort(self, sequence: Sequence) -> None:
         if self._sequences.pop(sequence.sequence_id, None) is not None:
@@ -117,6 +153,80 @@ class Stepper:
             self.emit(sequence, error)
         for sequence in sequences:
             self.abort(sequence)
+
+    def register(self, spec: AdapterSpec, packed: PackedAdapter) -> AdapterSpec:
+        """Make an adapter known; raises AdapterError if it cannot be."""
+        if spec.is_pinned:
+            self._check_pin(spec)
+        return self.adapters.register(spec, packed)
+
+    def _check_pin(self, spec: AdapterSpec) -> None:
+        """What is pinned never gives way, so every turn that was let in must fit beside it."""
+        num_pinned = self.adapters.num_pinned_blocks + self.adapters.num_blocks_for(spec)
+        for sequence in self._sequences.values():
+            num_slots = sequence.num_memory_rows + sequence.max_rows
+            num_blocks = self.blocks.num_blocks_for(num_slots) + 1
+            num_blocks += self.adapters.num_reserved_blocks(sequence.mix)
+            num_blocks -= self.adapters.num_pinned_blocks  # they are among num_pinned
+            if num_blocks + num_pinned > self.blocks.num_blocks:
+                raise AdapterError(
+                    f"adapter {spec.name!r} cannot be pinned now: a request under way needs "
+                    f"{num_blocks} of {self.blocks.num_blocks} blocks, and {num_pinned} would be "
+                    "pinned. Try again later, or raise kv_cache_bytes.",
+                    param="pinned",
+                )
+
+    def _check_room(self, sequence: Sequence) -> None:
+        """Its rows must fit beside its adapters and those that are pinned."""
+        self.limits.check_slots(
+            sequence.turn,
+            num_reserved=self.adapters.num_reserved_blocks(sequence.mix) * self.blocks.block_size,
+        )
+
+    def _fail_waiting(self, digest: str, error: LatentMASError) -> None:
+        """An adapter could not be loaded: nobody waits for it in vain."""
+        waiting = [s for s in self.scheduler.waiting if digest in s.mix.digests]
+        self.fail(waiting, error)
+
+    def _fail_stuck(self) -> bool:
+        """Fail the sequence that no end of another would let in; False if there is none."""
+        stuck = self.scheduler.stuck
+        if stuck is None or self.scheduler.running or self.adapters.num_loading:
+            return False
+        error = AdapterError(
+            f"agent {stuck.turn.agent!r} needs {len(stuck.mix.uses)} adapter(s), and pinned ones "
+            "leave no place for them. Unpin one, or raise max_loaded_adapters or kv_cache_bytes.",
+            param="adapters",
+        )
+        self.fail([stuck], error)
+        return True
+
+    def _refuse_late(self) -> None:
+        """Fail what waits and cannot meet its deadline any more, even if it started now."""
+        waiting = [s for s in self.scheduler.waiting if s.turn.deadline is not None]
+        if not waiting:
+            return
+        now = time.monotonic()
+        step_s = min(self._step_seconds, default=0.0)
+        for sequence in waiting:
+            num_steps = -(-sequence.num_uncomputed // self.scheduler.max_num_batched_tokens)
+            missing_s = now + num_steps * step_s - (sequence.turn.deadline or now)
+            if missing_s > 0:
+                error = EngineError(
+                    f"agent {sequence.turn.agent!r} waits, and would miss its deadline by "
+                    f"{missing_s:.2f} s if it started now. Retry later, or allow more time."
+                )
+                self.fail([sequence], error)
+
+    def _mend_tables(self, moves: Mapping[int, int]) -> None:
+        """Blocks have moved: all tables that name them."""
+        for table in self._block_tables():
+            table[:] = [moves.get(block_id, block_id) for block_id in table]
+
+    def _block_tables(self) -> Iterator[list[int]]:
+        for sequence in self.scheduler.running:
+            yield sequence.block_table
+        yield from self.memories.block_tables()
 
     def _report(self, sequence: Sequence) -> None:
         """Emit what the last step brought, and end the turn if it was the last."""
@@ -181,6 +291,7 @@ class Stepper:
         """End all turns with ``error`` and refuse later ones."""
         self._is_closed = True
         self.fail(list(self._sequences.values()), error)
+        self.loader.close()
 
     def stats(self) -> EngineStats:
         counters = self._counters
@@ -199,12 +310,16 @@ class Stepper:
             num_cached_tokens_total=counters.num_cached_tokens,
             num_preemptions_total=self.scheduler.num_preemptions,
             num_offloads_total=self.memories.num_offloads,
+            adapters=self.adapters.stats(),
         )
 
     def check_integrity(self) -> None:
-        num_refs = sum(len(sequence.block_table) for sequence in self.scheduler.running)
-        self.blocks.check_integrity(num_refs + self.memories.num_block_refs)
+        running, waiting = self.scheduler.running, self.scheduler.waiting
+        num_refs = sum(len(table) for table in self._block_tables()) + self.adapters.num_blocks
+        self.blocks.check_integrity(num_refs)
         self.memories.check_integrity()
+        waiting.check_integrity(len(running))
+        self.adapters.check_integrity([s.mix for s in running], [s.mix for s in waiting])
 
 
 def _make_pool(config: EngineConfig, runner: ModelRunner) -> tuple[BlockManager, KVPool]:

@@ -7,6 +7,7 @@ import torch
 from latentmas_core.config import SamplingParams
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.latent.segment import Segment
+from latentmas_core.lora.mix import NO_ADAPTERS, AdapterMix
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Turn:
 
     Without ``sampling`` nothing is sampled and no logits are computed. ``keeps_memory`` hands the
     turn's own segment, behind the memory it read, over at the end. With ``recall`` the rows and
-    their positions are those of the recalled segment; ``prompt_ids`` stays empty.
+    their positions are those of the recalled segment; ``prompt_ids`` stays empty, and the adapters
+    are those that the segment was computed with. ``deadline``: a time of ``time.monotonic`` at
+    which the first row behind the prompt is due; a turn that cannot meet it is refused.
     """
 
     agent: str
@@ -36,6 +39,13 @@ class Turn:
     sampling: SamplingParams | None = None
     keeps_memory: bool = False
     recall: Recall | None = None
+    adapters: AdapterMix = NO_ADAPTERS
+    deadline: float | None = None
+
+    @property
+    def mix(self) -> AdapterMix:
+        """The adapters that its rows are computed with."""
+        return AdapterMix.from_key(self.recall.segment.adapter) if self.recall else self.adapters
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,17 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
 
 # Parts of a repository's name that say how the weights are stored or tuned, not which model it is.
 _VARIANT = re.compile(
     r"[-_.](instruct|it|chat|base|unsloth|bnb|4bit|8bit|awq|gptq|int4|int8|nf4|fp16|bf16)$"
 )
+
+
+_TARGET = re.compile(r"(self_attn|mlp)\.\w+_proj")
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,26 @@ class BaseModel:
     @property
     def shapes(self) -> list[tuple[int, int]]:
         return list(self.targets.values())
+
+
+def describe_base(name: str, layers: Any) -> BaseModel:
+    """The linear layers of a decoder's ``layers`` that adapters may change: all of one shape."""
+    by_layer = [_linears_of(layer) for layer in layers]
+    same = [
+        target
+        for target, shape in by_layer[0].items()
+        if all(x.get(target) == shape for x in by_layer)
+    ]
+    return BaseModel(name, len(by_layer), {target: by_layer[0][target] for target in same})
+
+
+def _linears_of(layer: nn.Module) -> dict[str, tuple[int, int]]:
+    # Quantised layers are nn.Linear too. Experts of a mixture see other rows than the step has.
+    return {
+        path: (module.out_features, module.in_features)
+        for path, module in layer.named_modules()
+        if isinstance(module, nn.Linear) and _TARGET.fullmatch(path)
+    }
 
 
 def family_of(model_name: str) -> str:

@@ -100,7 +100,7 @@ def assert_same(actual: KVRows | None, expected: KVRows | None) -> None:
 
 def assert_adds_up(room: Room, *sequences: Sequence) -> None:
     num_refs = sum(len(sequence.block_table) for sequence in sequences)
-    room.blocks.check_integrity(num_refs + room.store.num_block_refs)
+    room.blocks.check_integrity(num_refs + sum(map(len, room.store.block_tables())))
     room.store.check_integrity()
 
 

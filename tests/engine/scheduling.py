@@ -10,6 +10,9 @@ from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.scheduler import Scheduler
 from latentmas_core.engine.sequence import NextRow, Sequence
 from latentmas_core.latent.memory import Memory
+from latentmas_core.lora.arena import Berth
+from latentmas_core.lora.cache import Readiness
+from latentmas_core.lora.mix import AdapterMix
 from tests.engine.factories import BLOCK_SIZE, create_sequence
 from tests.latent.factories import create_segment
 
@@ -48,6 +51,34 @@ class FakeMemories:
         return self.blocks.can_allocate(num_blocks)
 
 
+class NoAdapters:
+    """A cache that holds none: every sequence runs on the base model."""
+
+    num_idle_blocks = 0
+
+    def hold(self, mix: AdapterMix) -> None:
+        assert mix.is_base
+
+    def drop(self, mix: AdapterMix) -> None: ...
+
+    def request(self, mix: AdapterMix, *, is_first: bool) -> Readiness:
+        return Readiness.READY
+
+    def acquire(self, mix: AdapterMix) -> list[Berth]:
+        return []
+
+    def release(self, mix: AdapterMix) -> None: ...
+
+    def running(self, *, besides: AdapterMix) -> list[str]:
+        return []
+
+    def evict_one(self) -> bool:
+        return False
+
+    def is_full(self) -> bool:
+        return False
+
+
 def create_scheduler(
     *, num_blocks: int = 100, max_num_seqs: int = 10, max_num_batched_tokens: int = 50
 ) -> Scheduler:
@@ -55,6 +86,7 @@ def create_scheduler(
     return Scheduler(
         blocks,
         FakeMemories(blocks),
+        NoAdapters(),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
     )

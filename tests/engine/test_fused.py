@@ -102,7 +102,7 @@ def test_fused_norm_of_heads_equals_the_models(tiny_qwen3: Path) -> None:
 def test_fused_mlp_equals_the_models(family: Path, make_linear: MakeLinear) -> None:
     mlp = load(family).model.model.layers[2].mlp
     rows = create_hidden(6, 64)
-    assert_close(FusedMLP(mlp, make_linear)(rows), mlp(rows), atol=1e-5, rtol=0)
+    assert_close(FusedMLP(mlp, 2, make_linear)(rows), mlp(rows), atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()

@@ -78,7 +78,8 @@ def test_victim_that_was_scheduled_in_the_same_step_is_not_computed() -> None:
     old.num_computed -= 2
     young = create_sequence(num_tokens=3, max_tokens=9)
     scheduler.add(young)
-    scheduler.running.append(scheduler.waiting.pop())
+    scheduler.waiting.take(young)
+    scheduler.running.append(young)
     young.block_table = scheduler.blocks.allocate(1)
     young.num_computed, young.output_ids = 3, [0]
     old.output_ids = [0] * 2

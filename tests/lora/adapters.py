@@ -44,3 +44,13 @@ def lone_peft(model_path: Path, adapter: Path) -> Any:
 def _read(model_path: Path) -> Any:
     with quiet_transformers():
         return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+
+
+def greedy_ids(model: Any, prompt: tuple[int, ...], num_tokens: int) -> tuple[int, ...]:
+    """What the model says, without a cache: the whole text is computed for every token."""
+    ids = list(prompt)
+    with torch.inference_mode():
+        for _ in range(num_tokens):
+            logits = model(input_ids=torch.tensor([ids])).logits
+            ids.append(int(logits[0, -1].argmax()))
+    return tuple(ids[len(prompt) :])

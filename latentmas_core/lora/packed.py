@@ -1,0 +1,75 @@
+"""An adapter in two matrices, ready to be copied to a device as it is. Knows no blocks.
+
+Per layer all shrink matrices stand behind each other in one row, all expand matrices in another,
+in the order of the base model's targets. So an adapter of any rank moves in two copies, and every
+matrix of it is a view. The scaling is folded into the expand matrices, in fp32.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from latentmas_core.lora.base_model import BaseModel
+from latentmas_core.lora.checkpoint import LoRACheckpoint
+
+
+class Span(NamedTuple):
+    """Where the matrices of one target begin in a layer's rows, in elements."""
+
+    a_start: int
+    b_start: int
+    out_features: int
+    in_features: int
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """num_a, num_b: elements of a layer's shrink and expand matrices."""
+
+    rank: int
+    spans: Mapping[str, Span]
+    num_a: int
+    num_b: int
+
+    @classmethod
+    def of(cls, base: BaseModel, targets: Iterable[str], rank: int) -> "AdapterLayout":
+        spans: dict[str, Span] = {}
+        num_a = num_b = 0
+        for target in targets:
+            out_features, in_features = base.targets[target]
+            spans[target] = Span(num_a, num_b, out_features, in_features)
+            num_a += rank * in_features
+            num_b += rank * out_features
+        return cls(rank, spans, num_a, num_b)
+
+
+@dataclass(frozen=True)
+class PackedAdapter:
+    """a: [num_layers, num_a], of [rank, in_features] matrices; b: [num_layers, num_b], of
+    [rank, out_features] ones, scaled."""
+
+    digest: str
+    layout: AdapterLayout
+    a: torch.Tensor
+    b: torch.Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return self.a.nbytes + self.b.nbytes
+
+
+def pack_adapter(
+    checkpoint: LoRACheckpoint, base: BaseModel, dtype: torch.dtype, *, is_pinned: bool
+) -> PackedAdapter:
+    """``is_pinned``: in page-locked memory, from which a GPU copies on its own."""
+    layout = AdapterLayout.of(base, checkpoint.targets, checkpoint.rank)
+    a = torch.empty(base.num_layers, layout.num_a, dtype=dtype, pin_memory=is_pinned)
+    b = torch.empty(base.num_layers, layout.num_b, dtype=dtype, pin_memory=is_pinned)
+    for (layer, target), pair in checkpoint.weights.items():
+        span = layout.spans[target]
+        a[layer].narrow(0, span.a_start, pair.a.numel()).copy_(pair.a.flatten())
+        scaled = pair.b.float().t() * checkpoint.scaling
+        b[layer].narrow(0, span.b_start, pair.b.numel()).copy_(scaled.flatten())
+    return PackedAdapter(checkpoint.digest, layout, a, b)

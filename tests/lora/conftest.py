@@ -1,0 +1,40 @@
+"""Adapters over tiny models, made once per run, and engines that are checked and closed."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from latentmas_core.engine.engine import Engine
+from tests.engine.engines import OpenEngine, assert_nothing_left, make_engine
+from tests.lora.adapters import make_adapter
+
+RANKS = (1, 4, 8, 16, 33, 64)
+
+
+@pytest.fixture(scope="session")
+def llama_adapters(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> dict[int, Path]:
+    """One adapter per rank for ``tiny_llama``."""
+    folder = tmp_path_factory.mktemp("llama-adapters")
+    return {
+        rank: make_adapter(folder / f"rank-{rank}", tiny_llama, rank=rank, seed=rank)
+        for rank in RANKS
+    }
+
+
+@pytest.fixture
+async def open_engine() -> AsyncIterator[OpenEngine]:
+    """``make_engine``; at the end no turn holds anything, all counts add up, engines are closed."""
+    engines: list[Engine] = []
+
+    def open_one(model: Path, **overrides: object) -> Engine:
+        engines.append(make_engine(model, **({"num_blocks": 2000} | overrides)))
+        return engines[-1]
+
+    yield open_one
+    try:
+        for engine in engines:
+            await assert_nothing_left(engine)
+    finally:
+        for engine in engines:
+            engine.close()
