@@ -10,6 +10,10 @@ MAX_TOP_K = 2**31 - 1
 # The constraint also refuses lone surrogates, which no tokenizer can read.
 Text = Annotated[str, StringConstraints(min_length=1)]
 
+# The name of a loaded adapter, or several, each with its weight.
+AdapterWeight = Annotated[float, Field(allow_inf_nan=False)]
+AdapterChoice = Text | Annotated[dict[Text, AdapterWeight], Field(min_length=1)]
+
 
 class FrozenModel(BaseModel):
     """Base of all options: immutable, and an unknown field is an error that names it."""

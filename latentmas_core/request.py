@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from latentmas_core.config import MAX_LATENT_STEPS, MAX_TOP_K, FrozenModel, Text
+from latentmas_core.config import MAX_LATENT_STEPS, MAX_TOP_K, AdapterChoice, FrozenModel, Text
 from latentmas_core.latent.memory import MergeRule
 
 DEFAULT_PIPELINE = "hierarchical"
@@ -39,7 +39,11 @@ class Carry(StrEnum):
 
 
 class ReasonRequest(FrozenModel):
-    """A question with everything that may be chosen per request; None means: as the agent says."""
+    """A question with everything that may be chosen per request; None means: as the agent says.
+
+    ``adapters`` maps agents to the adapter that each uses in this request, "base" or None for none.
+    ``max_wait_s``: an agent that waits so long for its turn, or certainly will, is refused.
+    """
 
     question: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     pipeline: str = DEFAULT_PIPELINE
@@ -56,3 +60,5 @@ class ReasonRequest(FrozenModel):
     stop: tuple[Text, ...] = ()
     ignore_eos: bool = False
     system_prompt: Text | None = None
+    adapters: dict[Text, AdapterChoice | None] = Field(default_factory=dict)
+    max_wait_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)

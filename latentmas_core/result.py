@@ -7,11 +7,16 @@ from latentmas_core.request import Mode
 
 
 class AgentTrace(FrozenModel):
-    """What one agent really did. ``text`` is empty for an agent that only thought."""
+    """What one agent really did. ``text`` is empty for an agent that only thought.
+
+    ``adapter`` is the name of the adapter that its rows were computed with, or "base";
+    ``adapter_digest`` the SHA-256 of its files.
+    """
 
     name: str
     role: str
     adapter: str
+    adapter_digest: str | None = None
     mode: Mode
     latent_steps: int
     prompt_tokens: int

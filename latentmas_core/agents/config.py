@@ -7,7 +7,7 @@ from pydantic import Field
 from latentmas_core.agents.instructions import Instructions
 from latentmas_core.agents.presets import PRESETS, preset_values
 from latentmas_core.agents.role_prompts import default_prompts
-from latentmas_core.config import MAX_LATENT_STEPS, FrozenModel
+from latentmas_core.config import MAX_LATENT_STEPS, AdapterChoice, FrozenModel
 from latentmas_core.names import Name
 from latentmas_core.validation import validated
 
@@ -27,8 +27,9 @@ class AgentConfig(FrozenModel):
 
     ``role`` says in a few words what it is good at; the default prompts use it. Without
     ``latent_steps`` an agent that thinks takes the system's default and a speaker takes none.
-    ``temperature``, ``top_p`` and ``max_tokens`` hold for the text that it writes. An adapter for
-    this role is trained with ``lora_rank`` and ``lora_targets``.
+    ``temperature``, ``top_p`` and ``max_tokens`` hold for the text that it writes. ``adapter`` names
+    a loaded LoRA adapter, or several with weights; without one the agent runs on the base. An
+    adapter for this role is trained with ``lora_rank`` and ``lora_targets``.
     """
 
     name: Name
@@ -39,6 +40,7 @@ class AgentConfig(FrozenModel):
     top_p: float = Field(default=0.9, gt=0.0, le=1.0)
     max_tokens: int = Field(default=512, ge=1)
     latent_steps: int | None = Field(default=None, ge=0, le=MAX_LATENT_STEPS)
+    adapter: AdapterChoice | None = None
     lora_rank: int = Field(default=32, ge=1)
     lora_targets: tuple[str, ...] = LORA_TARGETS
 

@@ -10,7 +10,7 @@ from latentmas_core.agents.prompts import build_messages, encode_prompt
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone
 from latentmas_core.events import AgentFinished, AgentStarted, AgentThought, AnswerDelta, Event
-from latentmas_core.latent.segment import BASE_ADAPTER
+from latentmas_core.lora.choice import choice_of, resolve
 from latentmas_core.pipelines.assignment import Assignment
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.runner import Said
@@ -58,6 +58,7 @@ class NodeTurn:
         self._found = found
         self._request = request
         self._owned = owned
+        self._adapters = resolve(choice_of(seat.agent, request), engine.adapter)
         self._done: TurnDone | None = None
         self.left = Handover()
 
@@ -100,6 +101,7 @@ class NodeTurn:
 
     def _turn(self, memory: ResidentMemory | None) -> Turn:
         assignment = self._seat.assignment
+        max_wait_s = self._request.max_wait_s
         return Turn(
             agent=self._seat.node,
             prompt_ids=self._prompt_ids(),
@@ -107,6 +109,8 @@ class NodeTurn:
             num_latent_steps=assignment.num_latent_steps,
             sampling=assignment.sampling,
             keeps_memory=assignment.keeps_memory,
+            adapters=self._adapters.mix,
+            deadline=None if max_wait_s is None else time.monotonic() + max_wait_s,
         )
 
     def _prompt_ids(self) -> tuple[int, ...]:
@@ -138,7 +142,8 @@ class NodeTurn:
         return AgentTrace(
             name=self._seat.node,
             role=self._seat.agent.role,
-            adapter=BASE_ADAPTER,
+            adapter=self._adapters.label,
+            adapter_digest=None if self._adapters.mix.is_base else self._adapters.mix.key,
             mode=self._request.mode,
             latent_steps=outcome.num_latent_steps,
             prompt_tokens=outcome.num_prompt_tokens,

@@ -8,6 +8,7 @@ import torch
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.turn import Turn, TurnEvent
 from latentmas_core.latent.memory import Memory, MergeRule
+from latentmas_core.lora.cache import AdapterSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,10 @@ class TurnEngine(Protocol):
 
     @property
     def max_positions(self) -> int: ...
+
+    def adapter(self, name: str) -> AdapterSpec:
+        """A loaded adapter; NotFoundError if there is none of that name."""
+        ...
 
     def run(self, turn: Turn) -> AsyncGenerator[TurnEvent, None]:
         """Take a turn; the last event is its ``TurnDone``. Closing it frees everything."""

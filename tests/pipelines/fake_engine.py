@@ -13,9 +13,10 @@ import torch
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.stats import EngineStats
 from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone, TurnEvent
-from latentmas_core.errors import ContextLengthError, EngineError
+from latentmas_core.errors import ContextLengthError, EngineError, NotFoundError
 from latentmas_core.latent.memory import Memory, MergeRule, merge
 from latentmas_core.latent.segment import Segment
+from latentmas_core.lora.cache import AdapterSpec
 
 FINGERPRINT = "fake-model"
 
@@ -44,6 +45,9 @@ class FakeEngine:
 
     def prompt_of(self, agent: str) -> str:
         return self.tokenizer.decode(self.turn_of(agent).prompt_ids)
+
+    def adapter(self, name: str) -> AdapterSpec:
+        raise NotFoundError(f"adapter {name!r} is not loaded.", param="adapters")
 
     async def run(self, turn: Turn) -> AsyncGenerator[TurnEvent, None]:
         if self.is_closed:
