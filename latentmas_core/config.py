@@ -44,6 +44,7 @@ class EngineConfig(FrozenModel):
     model_name: str = "embedded:smollm2-135m-instruct"
     device: str = "auto"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    quantization: Literal["4bit", "8bit"] | None = None
     num_threads: int | None = Field(default=None, ge=1)
 
     latent_realign: bool = True

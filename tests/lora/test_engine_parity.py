@@ -2,16 +2,14 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from latentmas_core.engine.engine import Engine
 from latentmas_core.lora.mix import AdapterMix, AdapterUse
 from tests.engine.engines import OpenEngine
 from tests.engine.turns import create_turn
-from tests.lora.adapters import greedy_ids, lone_peft, make_adapter
+from tests.lora.adapters import greedy_ids, lone_peft
 from tests.lora.conftest import RANKS
 
 PROMPT = tuple(b"The quick brown fox jumps over the lazy dog.")
