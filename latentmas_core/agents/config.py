@@ -27,9 +27,9 @@ class AgentConfig(FrozenModel):
 
     ``role`` says in a few words what it is good at; the default prompts use it. Without
     ``latent_steps`` an agent that thinks takes the system's default and a speaker takes none.
-    ``temperature``, ``top_p`` and ``max_tokens`` hold for the text that it writes. ``adapter`` names
-    a loaded LoRA adapter, or several with weights; without one the agent runs on the base. An
-    adapter for this role is trained with ``lora_rank`` and ``lora_targets``.
+    ``temperature``, ``top_p`` and ``max_tokens`` hold for the text that it writes. ``adapter``
+    names a loaded LoRA adapter, or several with weights; without one the agent runs on the base.
+    An adapter for this role is trained with ``lora_rank`` and ``lora_targets``.
     """
 
     name: Name

@@ -94,7 +94,9 @@ class Scheduler:
         budget = self._schedule_running(scheduled)
         self._admit(scheduled, budget)
         # Rows of one adapter stand together, so that they are multiplied together.
-        return sorted(scheduled.values(), key=lambda rows: (rows.num_rows > 1, rows.sequence.kind))
+        return sorted(
+            scheduled.values(), key=lambda rows: (rows.num_rows > 1, rows.sequence.row_order)
+        )
 
     def advance(self, scheduled: list[ScheduledRows]) -> None:
         """Note that the scheduled rows are computed and let their full blocks be found again."""

@@ -102,6 +102,11 @@ class Sequence:
         return recall.segment.first_position if recall else self.memory.next_position
 
     @property
+    def row_order(self) -> tuple[object, ...]:
+        """Sorts sequences of equal adapters together, and these as they lie in the pool."""
+        return (*((berth.num_blocks, berth.start) for berth in self.berths), (0, 0), self.kind)
+
+    @property
     def num_known(self) -> int:
         return len(self.token_ids) + len(self.latents) + len(self.output_ids)
 

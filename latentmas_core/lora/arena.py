@@ -13,7 +13,7 @@ import torch
 from latentmas_core.engine.block_manager import BlockManager
 from latentmas_core.engine.kv_pool import KVPool
 from latentmas_core.lora.base_model import BaseModel
-from latentmas_core.lora.layers import Site, Terms, make_terms
+from latentmas_core.lora.layers import AdapterTerms, Site, make_terms
 from latentmas_core.lora.packed import AdapterLayout, PackedAdapter
 
 # Told which blocks moved where, so that whoever keeps a block table mends it.
@@ -28,7 +28,7 @@ class Berth:
     num_blocks: int
     a: torch.Tensor
     b: torch.Tensor
-    terms: Terms
+    terms: AdapterTerms
 
 
 class Arena:

@@ -5,7 +5,7 @@ The rows of a step are sorted by adapter, so each adapter has whole segments of 
 and stay untouched. Linear layers that read the same input share one shrink.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,36 +36,101 @@ class Term(NamedTuple):
     expands: tuple[Expand, ...]
 
 
-# By layer, then by site; None where the adapter has no target.
-Terms = Sequence[Sequence[Term | None]]
+@dataclass(frozen=True)
+class AdapterTerms:
+    """One adapter on the device, as views of the pool.
+
+    by_layer: by layer, then by site; None where the adapter has no target. offset: where its
+    matrices begin in a layer's keys and values, in elements.
+    """
+
+    layout: AdapterLayout
+    offset: int
+    by_layer: Sequence[Sequence[Term | None]]
 
 
 class Segment(NamedTuple):
-    """``num_rows`` neighbouring rows of a step and one adapter that they run with."""
+    """Neighbouring rows of a step: ``num_rows`` for each of ``num_adapters`` adapters.
+
+    ``adapter`` is the first of them; each further one lies ``stride`` elements behind the last.
+    """
 
     start: int
     num_rows: int
-    terms: Terms
+    adapter: AdapterTerms
     weight: float
+    num_adapters: int = 1
+    stride: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_adapters * self.num_rows
 
 
-@dataclass(frozen=True)
 class LoRABatch:
-    """The adapters of one step, the same for all layers."""
+    """The adapters of one step, the same for all layers.
 
-    segments: Sequence[Segment]
+    Adapters of one layout with equally many rows that lie at equal distances are multiplied
+    together, as one batch of matrices: no weight is copied for that.
+    """
+
+    def __init__(self, segments: Iterable[Segment]) -> None:
+        self.segments: list[Segment] = []
+        for segment in segments:
+            joined = _join(self.segments[-1], segment) if self.segments else None
+            if joined is None:
+                self.segments.append(segment)
+            else:
+                self.segments[-1] = joined
 
     def add(self, layer_idx: int, site: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add the terms to ``y`` [num_rows, out_features] in place; x: [num_rows, in_features]."""
-        for start, num_rows, terms, weight in self.segments:
-            term = terms[layer_idx][site]
+        for segment in self.segments:
+            term = segment.adapter.by_layer[layer_idx][site]
             if term is None:
                 continue
-            z = torch.mm(x.narrow(0, start, num_rows), term.a_t)
-            rows = y.narrow(0, start, num_rows)
-            for out_start, num_out, rank_start, b in term.expands:
-                part = z.narrow(1, rank_start, term.rank)
-                rows.narrow(1, out_start, num_out).addmm_(part, b, alpha=weight)
+            num_rows = segment.end - segment.start
+            x_rows = x.narrow(0, segment.start, num_rows)
+            y_rows = y.narrow(0, segment.start, num_rows)
+            if segment.num_adapters == 1:
+                _add_one(term, x_rows, y_rows, segment.weight)
+            else:
+                _add_many(term, x_rows, y_rows, segment)
+
+
+def _add_one(term: Term, x: torch.Tensor, y: torch.Tensor, weight: float) -> None:
+    z = torch.mm(x, term.a_t)
+    for out_start, num_out, rank_start, b in term.expands:
+        part = z.narrow(1, rank_start, term.rank)
+        y.narrow(1, out_start, num_out).addmm_(part, b, alpha=weight)
+
+
+def _add_many(term: Term, x: torch.Tensor, y: torch.Tensor, segment: Segment) -> None:
+    """The same for adapters at equal distances, out of the views of the first."""
+    count, stride = segment.num_adapters, segment.stride
+    in_features, num_ranks = term.a_t.shape
+    a_t = term.a_t.as_strided((count, in_features, num_ranks), (stride, 1, in_features))
+    z = torch.bmm(x.reshape(count, -1, in_features), a_t)
+    rows = y.view(count, -1, y.shape[-1])
+    for out_start, num_out, rank_start, first in term.expands:
+        b = first.as_strided((count, term.rank, num_out), (stride, num_out, 1))
+        part = z.narrow(2, rank_start, term.rank)
+        rows.narrow(2, out_start, num_out).baddbmm_(part, b, alpha=segment.weight)
+
+
+def _join(left: Segment, right: Segment) -> Segment | None:
+    """Both as one segment, where the second goes on just as the first."""
+    is_alike = (
+        left.num_rows == right.num_rows
+        and left.weight == right.weight
+        and left.end == right.start
+        and left.adapter.layout == right.adapter.layout
+    )
+    last = left.adapter.offset + (left.num_adapters - 1) * left.stride
+    stride = right.adapter.offset - last
+    if not is_alike or stride <= 0 or (left.num_adapters > 1 and stride != left.stride):
+        return None
+    return left._replace(num_adapters=left.num_adapters + 1, stride=stride)
 
 
 class LoRALinear(nn.Module):
@@ -106,15 +171,17 @@ def wrap_linears(layers: Any, sites: Sequence[Site]) -> list[LoRALinear]:
 
 def make_terms(
     base: BaseModel, sites: Sequence[Site], layout: AdapterLayout, a: torch.Tensor, b: torch.Tensor
-) -> list[list[Term | None]]:
+) -> AdapterTerms:
     """Views into the matrices of an adapter.
 
-    a: [num_layers, >= num_a], b: [num_layers, >= num_b], as in ``PackedAdapter``.
+    a: [num_layers, >= num_a], b: [num_layers, >= num_b], as in ``PackedAdapter``; both begin at
+    the same place of the tensors that they are views of.
     """
-    return [
+    by_layer = [
         [_term(base, site, layout, layer_a, layer_b) for site in sites]
         for layer_a, layer_b in zip(a, b, strict=True)
     ]
+    return AdapterTerms(layout, int(a.storage_offset()), by_layer)
 
 
 def _term(
