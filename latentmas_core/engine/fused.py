@@ -207,7 +207,7 @@ class FusedDecoder:
 class PlainDecoder:
     """The same face over transformers' own decoder: for structures that cannot be fused."""
 
-    def __init__(self, decoder: Any, sites: Sequence[Site]) -> None:
+    def __init__(self, decoder: Any, sites: Sequence[Site] = ()) -> None:
         self.decoder = decoder
         self.sites = sites
         self._linears = wrap_linears(decoder.layers, sites)
