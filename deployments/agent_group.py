@@ -13,6 +13,9 @@ from typing import Any
 
 from ray import serve
 
+from deployments.adapter_host import AdapterHost
+from deployments.adapters import AdapterFailed, LoadedAdapter
+from deployments.args import AdaptersConfig
 from deployments.messages import RemoteMemory, StageCall, StageFailed, StageMade, StageMessage
 from deployments.transport import WireSegments, fetch, to_wire
 from latentmas_core.agents.config import AgentConfig
@@ -21,6 +24,7 @@ from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.errors import LatentMASError
 from latentmas_core.latent.codec import PackedSegments
+from latentmas_core.lora.library import AdapterSource
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.runner import StageDone
 from latentmas_core.pipelines.stage_worker import StageWorker
@@ -33,15 +37,22 @@ class AgentGroupServer:
     """What a replica does, without Serve around it; the engine is handed in."""
 
     def __init__(
-        self, engine: Engine, agents: Mapping[str, AgentConfig], *, latent_steps: int
+        self,
+        engine: Engine,
+        agents: Mapping[str, AgentConfig],
+        *,
+        latent_steps: int,
+        adapters: AdaptersConfig | None = None,
     ) -> None:
         self._engine = engine
+        self.adapters = AdapterHost(engine, adapters or AdaptersConfig())
         self._worker = StageWorker(engine, agents, default_latent_steps=latent_steps)
 
     async def run_stage(self, call: StageCall) -> AsyncGenerator[StageMessage | WireSegments, None]:
         """Events, ``StageMade``, then the packed segments; or ``StageFailed``."""
         try:
             async with OwnedMemories(self._engine.release) as owned:
+                await self.adapters.ensure(call.adapters)
                 memory = await self._load(call.memory)
                 owned.own(memory)
                 items = self._worker.run(call.stage, memory, call.transcript, call.request)
@@ -100,11 +111,19 @@ class AgentGroup:
     """The Serve face of ``AgentGroupServer``."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
-        self, engine: EngineConfig, agents: Mapping[str, AgentConfig], latent_steps: int
+        self,
+        engine: EngineConfig,
+        agents: Mapping[str, AgentConfig],
+        latent_steps: int,
+        adapters: AdaptersConfig,
     ) -> None:
         self._server = AgentGroupServer(
-            await asyncio.to_thread(Engine, engine), agents, latent_steps=latent_steps
+            await asyncio.to_thread(Engine, engine),
+            agents,
+            latent_steps=latent_steps,
+            adapters=adapters,
         )
+        await self._server.adapters.start()
 
     async def run_stage(self, call: StageCall) -> AsyncGenerator[StageMessage | WireSegments, None]:
         async with aclosing(self._server.run_stage(call)) as messages:
@@ -113,6 +132,15 @@ class AgentGroup:
 
     async def stats(self) -> dict[str, Any]:
         return await self._server.stats()
+
+    async def load_adapter(self, source: AdapterSource) -> LoadedAdapter | AdapterFailed:
+        return await self._server.adapters.load(source)
+
+    async def unload_adapter(self, name: str) -> str | AdapterFailed:
+        return await self._server.adapters.unload(name)
+
+    async def adapters(self) -> list[LoadedAdapter]:
+        return await self._server.adapters.loaded()
 
     def check_health(self) -> None:
         self._server.check_health()

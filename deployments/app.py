@@ -35,6 +35,6 @@ def _bind_group(group: GroupConfig, args: AppArgs) -> Application:
         },
     )
     application: Application = deployment.bind(
-        args.engine_of(group), args.agents_of(group), args.latent_steps
+        args.engine_of(group), args.agents_of(group), args.latent_steps, args.adapters
     )
     return application

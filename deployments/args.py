@@ -1,16 +1,33 @@
 """The ``args`` of serve_config.yaml: what the application is built from, validated at once."""
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from cluster.config import GroupConfig, GroupsConfig
 from latentmas_core.agents.config import AgentConfig, default_agents
-from latentmas_core.config import EngineConfig
+from latentmas_core.config import EngineConfig, FrozenModel
 from latentmas_core.errors import ConfigError
+from latentmas_core.lora.library import AdapterSource
+from latentmas_core.names import Name
 from latentmas_core.pipelines.builtin import builtin_pipelines
 from latentmas_core.pipelines.spec import PipelineSpec
 from latentmas_core.validation import validated
+
+
+class AdaptersConfig(FrozenModel):
+    """Which adapters a service has, and who may change that while it runs.
+
+    ``load``: names of the registry, or a name with a path. With ``admin`` adapters may be loaded
+    and unloaded over HTTP, from folders under ``roots`` and, with ``allow_hub``, from the hub.
+    """
+
+    load: tuple[AdapterSource | Name, ...] = ()
+    registries: tuple[Path, ...] = ()
+    admin: bool = False
+    roots: tuple[Path, ...] = ()
+    allow_hub: bool = False
 
 
 class AppArgs(GroupsConfig):
@@ -24,6 +41,7 @@ class AppArgs(GroupsConfig):
     latent_steps: int = Field(default=15, ge=0)
     agents: tuple[AgentConfig, ...] = ()
     pipelines: tuple[PipelineSpec, ...] = ()
+    adapters: AdaptersConfig = AdaptersConfig()
     max_ongoing_requests: int = Field(default=256, ge=1)
 
     @model_validator(mode="after")

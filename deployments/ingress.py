@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
 
+from deployments.api.adapters import AdapterAdmin, add_adapter_routes
 from deployments.api.errors import ErrorKind, error_response, install_error_handlers
 from deployments.api.streaming import HEADERS, MEDIA_TYPE, server_sent_events
 from deployments.args import AppArgs
@@ -25,16 +26,17 @@ class ReasonBody(ReasonRequest):
         return ReasonRequest.model_validate(self.model_dump(exclude={"stream"}))
 
 
-def build_http_app(reasoner: Reasoner) -> FastAPI:
+def build_http_app(reasoner: Reasoner, admin: AdapterAdmin) -> FastAPI:
     """All routes over one reasoner."""
     app = FastAPI(title="LatentMAS on Ray Serve", redoc_url=None)
     install_error_handlers(app)
+    add_adapter_routes(app, reasoner.adapters, admin)
 
     @app.post("/v1/reason", response_model=Result)
     async def reason(body: ReasonBody) -> Any:
         """Ask a question; with ``stream`` the answer comes as server-sent events."""
         request = body.as_request()
-        reasoner.plan_of(request)
+        await reasoner.check(request)
         if body.stream:
             events = reasoner.stream(request)
             messages = server_sent_events(events)
@@ -71,7 +73,8 @@ class Ingress:
     """One application's HTTP ingress; it holds handles, never memories or weights."""
 
     def __init__(self, args: AppArgs, handles: Mapping[str, GroupHandle]) -> None:
-        self._app = build_http_app(Reasoner(args, handles))
+        admin = AdapterAdmin(args.adapters, args.engine.model_name)
+        self._app = build_http_app(Reasoner(args, handles), admin)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app

@@ -6,6 +6,7 @@ from typing import Any
 from latentmas_core.errors import LatentMASError
 from latentmas_core.events import Event
 from latentmas_core.latent.memory import Memory
+from latentmas_core.lora.library import AdapterSource
 from latentmas_core.pipelines.plan import Stage
 from latentmas_core.pipelines.runner import Said
 from latentmas_core.request import ReasonRequest
@@ -30,12 +31,16 @@ class RemoteMemory:
 
 @dataclass(frozen=True)
 class StageCall:
-    """One stage to be run by a group: what it reads is fetched by the replica itself."""
+    """One stage to be run by a group: what it reads is fetched by the replica itself.
+
+    ``adapters``: where those come from that the request needs, for a replica that lacks one.
+    """
 
     stage: Stage
     memory: RemoteMemory | None
     transcript: tuple[Said, ...]
     request: ReasonRequest
+    adapters: tuple[AdapterSource, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,14 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from deployments.adapters import AdapterDirectory
 from deployments.args import AppArgs
 from deployments.runner import ServeAgentRunner
 from deployments.transport import GroupHandle, ask_all_replicas
 from latentmas_core.errors import NotFoundError
 from latentmas_core.events import Event
+from latentmas_core.lora.choice import adapters_of
+from latentmas_core.lora.library import AdapterSource
 from latentmas_core.pipelines.executor import Executor, result_of
 from latentmas_core.pipelines.plan import Plan, plan
 from latentmas_core.request import ReasonRequest
@@ -26,19 +29,32 @@ class Reasoner:
 
     def __init__(self, args: AppArgs, handles: Mapping[str, GroupHandle]) -> None:
         self._handles = handles
-        self._executor = Executor(ServeAgentRunner(handles))
-        group_of = args.group_of
-        self._plans = {name: plan(spec, group_of) for name, spec in args.offered_pipelines.items()}
+        self._agents = args.known_agents
+        self._pipelines = args.offered_pipelines
+        self._plans = {name: plan(spec, args.group_of) for name, spec in self._pipelines.items()}
+        self.adapters = AdapterDirectory(handles)
+
+    async def check(self, request: ReasonRequest) -> None:
+        """Raise NotFoundError if its pipeline, an agent or an adapter does not exist here."""
+        await self._prepare(request)
 
     async def stream(self, request: ReasonRequest) -> AsyncGenerator[Event, None]:
-        """Events of one run. Raises NotFoundError before the first if there is no such pipeline."""
-        async with aclosing(self._executor.run(self.plan_of(request), request)) as events:
+        """Events of one run. Raises what ``check`` raises before the first."""
+        chosen, adapters = await self._prepare(request)
+        executor = Executor(ServeAgentRunner(self._handles, adapters))
+        async with aclosing(executor.run(chosen, request)) as events:
             async for event in events:
                 yield event
 
     async def reason(self, request: ReasonRequest) -> Result:
         async with aclosing(self.stream(request)) as events:
             return await result_of(events)
+
+    async def _prepare(self, request: ReasonRequest) -> tuple[Plan, tuple[AdapterSource, ...]]:
+        chosen = self.plan_of(request)
+        by_agent = adapters_of(self._pipelines[request.pipeline], self._agents, request)
+        names = [name for names in by_agent.values() for name in names]
+        return chosen, await self.adapters.require(names) if names else ()
 
     def plan_of(self, request: ReasonRequest) -> Plan:
         """The plan of the request's pipeline; NotFoundError names those that are offered."""

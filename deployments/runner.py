@@ -1,12 +1,13 @@
 """ServeAgentRunner: runs stages on deployments; memories are references into the object store."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from deployments.messages import Parcel, RemoteMemory, StageCall, StageMade
 from deployments.transport import GroupHandle, stream_stage
 from latentmas_core.events import Event
 from latentmas_core.latent.memory import merge
+from latentmas_core.lora.library import AdapterSource
 from latentmas_core.pipelines.plan import Stage
 from latentmas_core.pipelines.runner import StageDone, StageInputs
 from latentmas_core.request import ReasonRequest
@@ -15,10 +16,16 @@ StageItem = Event | StageDone[RemoteMemory]
 
 
 class ServeAgentRunner:
-    """An ``AgentRunner`` over deployment handles, one per group. No memory passes through it."""
+    """An ``AgentRunner`` over deployment handles, one per group. No memory passes through it.
 
-    def __init__(self, handles: Mapping[str, GroupHandle]) -> None:
+    ``adapters``: where those come from that the request needs.
+    """
+
+    def __init__(
+        self, handles: Mapping[str, GroupHandle], adapters: Sequence[AdapterSource] = ()
+    ) -> None:
         self._handles = handles
+        self._adapters = tuple(adapters)
 
     def think(
         self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
@@ -36,7 +43,8 @@ class ServeAgentRunner:
     async def _run(
         self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
     ) -> AsyncGenerator[StageItem, None]:
-        call = StageCall(stage, _join(stage, inputs, request), inputs.transcript, request)
+        memory = _join(stage, inputs, request)
+        call = StageCall(stage, memory, inputs.transcript, request, self._adapters)
         made: StageMade | None = None
         parcels = call.memory.parcels if call.memory else ()
         async with aclosing(stream_stage(self._handles[stage.group], call)) as messages:

@@ -116,10 +116,10 @@ def as_engine_error(error: Exception, group: str) -> LatentMASError:
     return EngineError(f"a replica of group {group!r} was lost. Send the request again.")
 
 
-async def ask_all_replicas(handle: GroupHandle, method: str) -> list[Any]:
+async def ask_all_replicas(handle: GroupHandle, method: str, *arguments: Any) -> list[Any]:
     """The answers of all replicas of a group; EngineError if one of them is gone."""
     try:
-        answers: list[Any] = await handle.broadcast(method).results_async()
+        answers: list[Any] = await handle.broadcast(method, *arguments).results_async()
     except _FAILURES_OF_RAY as error:
         raise as_engine_error(error, handle.deployment_name) from error
     return answers

@@ -3,11 +3,13 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from latentmas_core.config import EngineConfig, SamplingParams
+from latentmas_core.config import EngineConfig, LoRAConfig, SamplingParams
 from latentmas_core.errors import (
+    AdapterError,
     ConfigError,
     ContextLengthError,
     EngineError,
+    HubError,
     LatentMASError,
     ModelError,
     NotFoundError,
@@ -18,6 +20,7 @@ from latentmas_core.errors import (
 if TYPE_CHECKING:
     from latentmas_core.agents.config import AgentConfig, default_agents
     from latentmas_core.latent.memory import MergeRule
+    from latentmas_core.lora.library import AdapterInfo
     from latentmas_core.pipelines.spec import NodeSpec, PipelineSpec
     from latentmas_core.pipelines.yaml_file import load_pipelines
     from latentmas_core.request import Carry, Handoff, Mode, ReasonRequest
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from latentmas_core.system import LatentMASSystem
 
 __all__ = [
+    "AdapterError",
+    "AdapterInfo",
     "AgentConfig",
     "AgentTrace",
     "Carry",
@@ -33,8 +38,10 @@ __all__ = [
     "EngineConfig",
     "EngineError",
     "Handoff",
+    "HubError",
     "LatentMASError",
     "LatentMASSystem",
+    "LoRAConfig",
     "MergeRule",
     "Mode",
     "ModelError",
@@ -53,6 +60,7 @@ __all__ = [
 ]
 
 _HOME_OF = {
+    "AdapterInfo": "lora.library",
     "AgentConfig": "agents.config",
     "AgentTrace": "result",
     "Carry": "request",

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -13,6 +14,9 @@ from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.stats import EngineStats
 from latentmas_core.errors import ConfigError, NotFoundError
 from latentmas_core.events import Event
+from latentmas_core.lora.choice import adapters_of
+from latentmas_core.lora.library import AdapterInfo, AdapterLibrary, AdapterSource, LibraryEngine
+from latentmas_core.lora.registry import AdapterRegistry
 from latentmas_core.pipelines.builtin import (
     BUILTIN_NAMES,
     SEQUENTIAL,
@@ -36,7 +40,7 @@ LOCAL_GROUP = "local"
 PipelineChoice = str | PipelineSpec | Sequence[str]
 
 
-class SystemEngine(TurnEngine, Protocol):
+class SystemEngine(TurnEngine, LibraryEngine, Protocol):
     """What a system needs of an engine."""
 
     async def stats(self) -> EngineStats: ...
@@ -52,9 +56,11 @@ class _Prepared(NamedTuple):
 class LatentMASSystem:
     """Agents that think together on one engine. Usable from any thread, beside any event loop.
 
-    ``model_name``, ``device``, ``dtype`` and ``latent_realign`` go before ``engine_config``, which
-    says everything else; left out, they are as it says, by default the embedded model, "auto",
-    "auto" and True. ``latent_steps`` holds for agents whose config does not say.
+    ``model_name``, ``device``, ``dtype``, ``quantization``, ``latent_realign`` and
+    ``max_loaded_adapters`` go before ``engine_config``, which says everything else; left out, they
+    are as it says, by default the embedded model, "auto", "auto", None, True and 20.
+    ``latent_steps`` holds for agents whose config does not say. ``registries`` are YAML files with
+    adapters beside those that are shipped.
 
     Raises ConfigError for options that cannot be meant, ModelError for a model that cannot be run.
     """
@@ -65,29 +71,45 @@ class LatentMASSystem:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        quantization: str | None = None,
         latent_steps: int = DEFAULT_LATENT_STEPS,
         latent_realign: bool | None = None,
+        max_loaded_adapters: int | None = None,
+        registries: Sequence[Path | str] = (),
         engine_config: EngineConfig | None = None,
     ) -> None:
+        registry = AdapterRegistry([Path(path) for path in registries])
         config = _merged(
             engine_config or EngineConfig(),
             model_name=model_name,
             device=device,
             dtype=dtype,
+            quantization=quantization,
             latent_realign=latent_realign,
         )
+        if max_loaded_adapters is not None:
+            lora = config.lora.model_dump() | {"max_loaded_adapters": max_loaded_adapters}
+            config = _merged(config, lora=lora)
         _check_latent_steps(latent_steps, config.max_latent_steps)
-        self._assemble(Engine(config), latent_steps, owns_engine=True)
+        self._assemble(Engine(config), latent_steps, registry, owns_engine=True)
 
     @classmethod
     def from_engine(cls, engine: SystemEngine, *, latent_steps: int = DEFAULT_LATENT_STEPS) -> Self:
         """A system on an engine that is already there and stays the caller's to close."""
         system = cls.__new__(cls)
-        system._assemble(engine, latent_steps, owns_engine=False)
+        system._assemble(engine, latent_steps, AdapterRegistry(), owns_engine=False)
         return system
 
-    def _assemble(self, engine: SystemEngine, latent_steps: int, *, owns_engine: bool) -> None:
+    def _assemble(
+        self,
+        engine: SystemEngine,
+        latent_steps: int,
+        registry: AdapterRegistry,
+        *,
+        owns_engine: bool,
+    ) -> None:
         self._engine = engine
+        self._library = AdapterLibrary(engine, registry)
         self._owns_engine = owns_engine
         self._agents: dict[str, AgentConfig] = {}
         self._added_pipelines: dict[str, PipelineSpec] = {}
@@ -145,6 +167,40 @@ class LatentMASSystem:
             )
         self._added_pipelines[spec.name] = spec
         return self
+
+    def load_external_lora(
+        self, name: str, hf_path: str, *, revision: str | None = None, pinned: bool = False
+    ) -> Self:
+        """Make a LoRA adapter known by ``name``, for agents and for requests.
+
+        ``hf_path`` is a local folder, or ``owner/name`` of the hub, of which ``revision`` may be
+        pinned. It is brought to the device when it is used; with ``pinned`` at once, and it stays.
+        Raises AdapterError when it is missing, broken, made for another base model, or when the
+        name is in use; HubError when the hub does not hand it out.
+        """
+        fields = {"name": name, "path": str(hf_path), "revision": revision, "pinned": pinned}
+        self._background.run(self._library.load(validated(AdapterSource, fields)))
+        return self
+
+    def load_from_registry(self, name: str, *, pinned: bool = False) -> Self:
+        """Load an adapter of the registry. NotFoundError; AdapterError for another base model."""
+        self._background.run(self._library.load_from_registry(name, pinned=pinned))
+        return self
+
+    def unload_lora(self, name: str) -> Self:
+        """Forget an adapter; answers under way that use it finish first. NotFoundError."""
+        self._background.run(self._library.unload(name))
+        return self
+
+    @property
+    def adapters(self) -> list[AdapterInfo]:
+        """The loaded adapters, and where each is."""
+        return self._background.run(self._library.loaded())
+
+    @property
+    def registry(self) -> AdapterRegistry:
+        """The adapters that can be loaded by name alone."""
+        return self._library.registry
 
     def run(
         self,
@@ -256,6 +312,9 @@ class LatentMASSystem:
         spec.check_agents(self._agents)
         fields = {"question": question, "pipeline": spec.name, "mode": mode, **options}
         request = validated(ReasonRequest, fields)
+        for names in adapters_of(spec, self._agents, request).values():
+            for name in names:
+                self._engine.adapter(name)  # unknown ones are refused before anything runs
         return _Prepared(plan(spec, dict.fromkeys(self._agents, LOCAL_GROUP)), request)
 
     def _find_pipeline(self, pipeline: PipelineChoice) -> PipelineSpec:

@@ -12,9 +12,11 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from latentmas_core.errors import (
+    AdapterError,
     ConfigError,
     ContextLengthError,
     EngineError,
+    HubError,
     LatentMASError,
     ModelError,
     NotFoundError,
@@ -41,6 +43,8 @@ _KINDS: dict[type[LatentMASError], ErrorKind] = {
     ContextLengthError: ErrorKind(413, "invalid_request_error", "context_length_exceeded"),
     NotFoundError: ErrorKind(404, "invalid_request_error", "not_found"),
     ConfigError: INVALID_REQUEST,
+    HubError: ErrorKind(502, "server_error", "hub_unavailable"),
+    AdapterError: ErrorKind(422, "invalid_request_error", "invalid_adapter"),
     SegmentError: ErrorKind(422, "invalid_request_error", "memory_mismatch"),
     ModelError: ErrorKind(500, "server_error", "model_error"),
     EngineError: ErrorKind(503, "server_error", "unavailable"),

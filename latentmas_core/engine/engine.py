@@ -36,6 +36,7 @@ from latentmas_core.errors import AdapterError, EngineError, LatentMASError
 from latentmas_core.latent.codec import KVLayout, PackedSegments, pack
 from latentmas_core.latent.memory import Memory, MergeRule, check_same_model, merge
 from latentmas_core.latent.segment import Segment, SegmentTensors
+from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.cache import AdapterSpec, AdapterState
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,15 @@ class Engine:
     @property
     def max_positions(self) -> int:
         return self.shape.max_positions
+
+    @property
+    def adapter_base(self) -> BaseModel:
+        """What adapters must fit."""
+        return self.stepper.runner.base
+
+    @property
+    def max_lora_rank(self) -> int:
+        return self.config.lora.max_lora_rank
 
     @property
     def is_running(self) -> bool:

@@ -96,8 +96,7 @@ def read_checkpoint(folder: Path, base: BaseModel, *, max_rank: int) -> LoRAChec
     _refuse_unsupported(folder, config)
     _check_base(folder, config, base)
     _check_rank(folder, config, max_rank)
-    max_bytes = 4 * base.num_parameters(config.r) + MAX_HEADER_BYTES
-    weights_bytes = _read_bytes(folder, WEIGHTS_FILE, max_bytes)
+    weights_bytes = _read_bytes(folder, WEIGHTS_FILE, max_file_bytes(base, config.r))
     weights = _pair(folder, _parse_weights(folder, weights_bytes), base, config.r)
     _check_targets(folder, config.target_modules, {target for _, target in weights}, base)
     return LoRACheckpoint(
@@ -108,6 +107,11 @@ def read_checkpoint(folder: Path, base: BaseModel, *, max_rank: int) -> LoRAChec
         targets=tuple(target for target in base.targets if (0, target) in weights),
         weights=weights,
     )
+
+
+def max_file_bytes(base: BaseModel, rank: int) -> int:
+    """What the weights of an adapter of this rank take at most: fp32, all targets."""
+    return 4 * base.num_parameters(rank) + MAX_HEADER_BYTES
 
 
 def _digest(config_bytes: bytes, weights_bytes: bytes) -> str:

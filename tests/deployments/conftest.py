@@ -17,8 +17,9 @@ import pytest
 import ray
 from ray import serve
 
+from deployments.api.adapters import AdapterAdmin
 from deployments.app import build_app
-from deployments.args import AppArgs
+from deployments.args import AdaptersConfig, AppArgs
 from deployments.ingress import build_http_app
 from tests.deployments.fake_reasoner import FakeReasoner
 from tests.deployments.service import Service
@@ -32,10 +33,16 @@ def reasoner() -> FakeReasoner:
 
 
 @pytest.fixture
-async def client(reasoner: FakeReasoner) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the HTTP face in this process, without Ray."""
+async def client(
+    reasoner: FakeReasoner, request: pytest.FixtureRequest
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the HTTP face in this process, without Ray.
+
+    The test's parameter, if there is one, is the config of its adapters.
+    """
+    admin = AdapterAdmin(AdaptersConfig(**getattr(request, "param", {})), "Qwen2.5-3B-Instruct")
     # The app raises what it has answered with 500 once more, for the server's log.
-    transport = httpx.ASGITransport(build_http_app(reasoner), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(build_http_app(reasoner, admin), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 

@@ -8,6 +8,7 @@ from latentmas_core.events import (
     AnswerDelta,
     AnswerDone,
 )
+from latentmas_core.lora.library import AdapterInfo
 from latentmas_core.pipelines.executor import result_of
 from latentmas_core.request import Mode
 from latentmas_core.result import AgentTrace, Result, Transfer, Usage
@@ -34,6 +35,15 @@ RESULT = Result(
     latency_ms=2.0,
     transfer=Transfer(stages=3, hops=2, num_bytes=4096),
 )
+INFO = AdapterInfo(
+    name="any",
+    digest="d" * 64,
+    state="absent",
+    rank=8,
+    targets=("self_attn.q_proj",),
+    base_model="Qwen2.5-3B",
+    pinned=False,
+)
 EVENTS = (
     AgentStarted("judger", "refiner+judger"),
     AgentThought("judger", 4),
@@ -43,6 +53,28 @@ EVENTS = (
 )
 
 
+class FakeDirectory:
+    """Loads whatever it is told to; ``error`` is raised in place of that."""
+
+    def __init__(self):
+        self.error = None
+        self.sources = {}
+
+    async def load(self, source):
+        if self.error is not None:
+            raise self.error
+        self.sources[source.name] = source
+        return INFO.model_copy(update={"name": source.name, "pinned": source.pinned})
+
+    async def unload(self, name):
+        if name not in self.sources:
+            raise NotFoundError(f"adapter {name!r} is not loaded.", param="adapters")
+        del self.sources[name]
+
+    async def listing(self):
+        return [{"name": name, "states": {"thinkers": ["ready"]}} for name in self.sources]
+
+
 class FakeReasoner:
     """Says ``EVENTS``; ``error`` is raised in front of the event number ``fails_at``."""
 
@@ -50,10 +82,11 @@ class FakeReasoner:
         self.error = None
         self.fails_at = 0
         self.missing = []
+        self.adapters = FakeDirectory()
         self.requests = []
         self.is_closed = False
 
-    def plan_of(self, request):
+    async def check(self, request):
         if request.pipeline != "hierarchical":
             raise NotFoundError(
                 f"pipeline {request.pipeline!r} is not offered here; offered are hierarchical. "

@@ -1,0 +1,115 @@
+"""Adapters over HTTP: which there are, and loading and unloading with vLLM's bodies."""
+
+from typing import Any, Protocol
+
+from fastapi import FastAPI
+
+from deployments.api.errors import ErrorKind, error_response
+from deployments.args import AdaptersConfig
+from latentmas_core.config import FrozenModel, Text
+from latentmas_core.errors import AdapterError
+from latentmas_core.lora.library import AdapterInfo, AdapterSource
+from latentmas_core.lora.registry import AdapterRegistry, check_base
+from latentmas_core.names import Name
+
+FORBIDDEN = ErrorKind(403, "permission_error", "adapters_admin_off")
+
+
+class LoadBody(FrozenModel):
+    """``POST /v1/load_lora_adapter``. Without a path the name is one of the registry."""
+
+    lora_name: Name
+    lora_path: Text | None = None
+    revision: Text | None = None
+    pinned: bool = False
+
+
+class UnloadBody(FrozenModel):
+    """``POST /v1/unload_lora_adapter``."""
+
+    lora_name: Name
+
+
+class Directory(Protocol):
+    """What the routes need of the application's adapters."""
+
+    async def load(self, source: AdapterSource) -> AdapterInfo: ...
+    async def unload(self, name: str) -> None: ...
+    async def listing(self) -> list[dict[str, Any]]: ...
+
+
+class AdapterAdmin:
+    """What the config allows, and the registry that names are looked up in."""
+
+    def __init__(self, config: AdaptersConfig, model_name: str) -> None:
+        self.is_allowed = config.admin
+        self._registry = AdapterRegistry(config.registries)
+        self._model_name = model_name
+
+    def source_of(self, body: LoadBody) -> AdapterSource:
+        """Raises NotFoundError or AdapterError for a name of the registry that cannot be had."""
+        if body.lora_path is not None:
+            return AdapterSource(
+                name=body.lora_name,
+                path=body.lora_path,
+                revision=body.revision,
+                pinned=body.pinned,
+            )
+        if body.revision is not None:
+            raise AdapterError(
+                f"revision is {body.revision!r} without a lora_path. Give the path too, or leave "
+                "it out: the registry names its own.",
+                param="revision",
+            )
+        entry = self._registry.get(body.lora_name)
+        check_base(entry, self._model_name)
+        return AdapterSource(
+            name=entry.name,
+            path=entry.path,
+            revision=entry.revision,
+            pinned=body.pinned or entry.pinned,
+        )
+
+    def reload(self) -> None:
+        """Read the registry files again; ConfigError, and the table stays as it was."""
+        self._registry.reload()
+
+    def known(self) -> list[dict[str, Any]]:
+        """The registry, and which entries fit the base model that is served."""
+        fits = self._registry.compatible_with(self._model_name)
+        return [
+            entry.model_dump(exclude={"pinned"}) | {"compatible": fits[entry.name]}
+            for entry in self._registry
+        ]
+
+
+def add_adapter_routes(app: FastAPI, directory: Directory, admin: AdapterAdmin) -> None:
+    """The three calls; those that change something only where the config allows it."""
+
+    @app.get("/v1/adapters")
+    async def adapters() -> dict[str, Any]:
+        """The loaded adapters with their state on each replica, and the registry."""
+        return {"data": await directory.listing(), "registry": admin.known()}
+
+    @app.post("/v1/load_lora_adapter", response_model=None)
+    async def load(body: LoadBody) -> Any:
+        """Load an adapter on every replica."""
+        if not admin.is_allowed:
+            return _forbidden()
+        admin.reload()
+        return await directory.load(admin.source_of(body))
+
+    @app.post("/v1/unload_lora_adapter", response_model=None)
+    async def unload(body: UnloadBody) -> Any:
+        """Unload it everywhere; answers under way that use it finish first."""
+        if not admin.is_allowed:
+            return _forbidden()
+        await directory.unload(body.lora_name)
+        return {"name": body.lora_name, "unloaded": True}
+
+
+def _forbidden() -> Any:
+    return error_response(
+        FORBIDDEN,
+        "adapters may not be changed over HTTP: adapters.admin is false. Set it in the config.",
+    )

@@ -1,0 +1,120 @@
+"""Brings adapters from where they are written down, a folder or the hub, into an engine."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import Field
+
+from latentmas_core.config import FrozenModel, Text
+from latentmas_core.errors import AdapterError
+from latentmas_core.latent.segment import BASE_ADAPTER
+from latentmas_core.lora.base_model import BaseModel
+from latentmas_core.lora.cache import AdapterSpec, AdapterState
+from latentmas_core.lora.checkpoint import max_file_bytes
+from latentmas_core.lora.registry import AdapterRegistry, check_base
+from latentmas_core.lora.source import locate_adapter
+from latentmas_core.names import Name
+
+
+class AdapterSource(FrozenModel):
+    """An adapter by name, and where it is: a folder, or ``owner/name`` of the hub."""
+
+    name: Name
+    path: Text
+    revision: Text | None = None
+    pinned: bool = False
+
+
+class AdapterInfo(FrozenModel):
+    """A loaded adapter, as its users see it. ``digest`` is the SHA-256 of its files."""
+
+    name: str
+    digest: str
+    state: AdapterState
+    rank: int = Field(ge=1)
+    targets: tuple[str, ...]
+    base_model: str
+    pinned: bool
+
+
+class LibraryEngine(Protocol):
+    """What is needed of an engine."""
+
+    model_name: str
+
+    @property
+    def adapter_base(self) -> BaseModel: ...
+    @property
+    def max_lora_rank(self) -> int: ...
+    async def load_adapter(
+        self, name: str, folder: Path, *, is_pinned: bool = False
+    ) -> AdapterSpec: ...
+    async def unload_adapter(self, name: str) -> None: ...
+    async def adapters(self) -> list[tuple[AdapterSpec, AdapterState]]: ...
+
+
+class AdapterLibrary:
+    """``roots``: the only folders that adapters may lie in; None leaves it to the caller."""
+
+    def __init__(
+        self,
+        engine: LibraryEngine,
+        registry: AdapterRegistry | None = None,
+        *,
+        roots: Sequence[Path] | None = None,
+        allows_hub: bool = True,
+    ) -> None:
+        self.registry = registry or AdapterRegistry()
+        self._engine = engine
+        self._roots = roots
+        self._allows_hub = allows_hub
+
+    async def load(self, source: AdapterSource) -> AdapterSpec:
+        """Find, check and make known. Raises AdapterError, or HubError where the hub fails."""
+        if source.name == BASE_ADAPTER:
+            raise AdapterError(
+                f"adapter name {source.name!r} means the base model. Choose another name.",
+                param="name",
+            )
+        located = await asyncio.to_thread(
+            locate_adapter,
+            source.path,
+            revision=source.revision,
+            roots=self._roots,
+            allow_hub=self._allows_hub,
+            max_bytes=max_file_bytes(self._engine.adapter_base, self._engine.max_lora_rank),
+        )
+        return await self._engine.load_adapter(source.name, located.folder, is_pinned=source.pinned)
+
+    async def load_from_registry(self, name: str, *, pinned: bool = False) -> AdapterSpec:
+        """Load an entry of the registry; one for another base is refused with both names."""
+        entry = self.registry.get(name)
+        check_base(entry, self._engine.model_name)
+        source = AdapterSource(
+            name=entry.name,
+            path=entry.path,
+            revision=entry.revision,
+            pinned=pinned or entry.pinned,
+        )
+        return await self.load(source)
+
+    async def unload(self, name: str) -> None:
+        """Forget a name; turns that have its adapter finish first. NotFoundError."""
+        await self._engine.unload_adapter(name)
+
+    async def loaded(self) -> list[AdapterInfo]:
+        """All that are known, and where each is."""
+        return [
+            AdapterInfo(
+                name=spec.name,
+                digest=spec.digest,
+                state=state,
+                rank=spec.layout.rank,
+                targets=tuple(spec.layout.spans),
+                base_model=spec.base_model_name,
+                pinned=spec.is_pinned,
+            )
+            for spec, state in await self._engine.adapters()
+        ]
