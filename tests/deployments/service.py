@@ -38,8 +38,11 @@ class Service:
     def get(self, path: str) -> httpx.Response:
         return self._http.get(path)
 
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self._http.post(path, json=body)
+
     def ask(self, **body: Any) -> httpx.Response:
-        return self._http.post("/v1/reason", json=body)
+        return self.post("/v1/reason", **body)
 
     def stream(self, **body: Any) -> list[Message]:
         """All events of a streamed request."""
@@ -55,8 +58,16 @@ class Service:
 
     def left_over(self) -> dict[str, int]:
         """What the replicas still hold, without what is nothing."""
-        fields = ("num_running", "num_waiting", "num_memories", "num_used_blocks")
-        return {field: count for field in fields if (count := self.total(field))}
+        fields = ("num_running", "num_waiting", "num_memories")
+        counts = {field: self.total(field) for field in fields}
+        counts["num_used_blocks"] = self.num_used_blocks()
+        return {field: count for field, count in counts.items() if count}
+
+    def num_used_blocks(self) -> int:
+        """Over all replicas, without those that adapters take."""
+        stats = self.get("/v1/stats").raise_for_status().json()
+        replicas = [replica for replicas in stats.values() for replica in replicas]
+        return sum(one["num_used_blocks"] - one["adapters"]["num_blocks"] for one in replicas)
 
     def wait_until_idle(self, *, timeout_s: float = 10.0) -> None:
         self.wait_until(lambda: not self.left_over(), timeout_s=timeout_s, says=self.left_over)

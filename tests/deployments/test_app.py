@@ -6,6 +6,7 @@ from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app as build_serve_app
 
 from deployments.app import build_app
+from deployments.args import AdaptersConfig
 
 ARGS = {
     "engine": {"max_num_seqs": 8},
@@ -76,7 +77,8 @@ def test_limits_of_requests_reach_the_deployments():
 
 
 def test_replica_is_given_its_own_engine_options_and_agents():
-    engine, agents, latent_steps = deployments_of(ARGS)["deciders"].init_args
+    engine, agents, latent_steps, adapters = deployments_of(ARGS)["deciders"].init_args
     assert (engine.max_num_seqs, engine.num_threads) == (4, 1)
     assert list(agents) == ["judger"]
     assert latent_steps == 4
+    assert adapters == AdaptersConfig()

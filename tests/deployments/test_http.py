@@ -184,5 +184,13 @@ async def test_not_ready_names_the_groups_that_are_missing_while_live(client, re
 
 async def test_docs_describe_the_call(client):
     schema = (await client.get("/openapi.json")).json()
-    assert set(schema["paths"]) == {"/v1/reason", "/v1/stats", "/healthz", "/readyz"}
+    assert set(schema["paths"]) == {
+        "/v1/reason",
+        "/v1/stats",
+        "/v1/adapters",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/healthz",
+        "/readyz",
+    }
     assert (await client.get("/docs")).status_code == 200

@@ -1,0 +1,100 @@
+"""The calls that list, load and unload adapters, without Ray and without engines."""
+
+import pytest
+
+from latentmas_core.errors import AdapterError, HubError
+from tests.deployments.http_calls import assert_error
+
+ADMIN = pytest.mark.parametrize("client", [{"admin": True}], indirect=True)
+LOAD = {"lora_name": "mine", "lora_path": "/adapters/mine"}
+
+
+async def load(client, **fields):
+    return await client.post("/v1/load_lora_adapter", json=LOAD | fields)
+
+
+@ADMIN
+async def test_adapter_is_loaded_listed_and_unloaded(client, reasoner):
+    response = await load(client, pinned=True)
+    assert response.status_code == 200
+    assert (response.json()["name"], response.json()["pinned"]) == ("mine", True)
+    assert reasoner.adapters.sources["mine"].path == "/adapters/mine"
+    listed = (await client.get("/v1/adapters")).json()["data"]
+    assert listed == [{"name": "mine", "states": {"thinkers": ["ready"]}}]
+    response = await client.post("/v1/unload_lora_adapter", json={"lora_name": "mine"})
+    assert response.json() == {"name": "mine", "unloaded": True}
+    assert (await client.get("/v1/adapters")).json()["data"] == []
+
+
+@pytest.mark.parametrize("call", ["load_lora_adapter", "unload_lora_adapter"])
+async def test_changing_anything_is_off_unless_the_config_says_so(client, reasoner, call):
+    body = LOAD if call.startswith("load") else {"lora_name": "mine"}
+    response = await client.post(f"/v1/{call}", json=body)
+    message = assert_error(response, 403, code="adapters_admin_off", type_="permission_error")
+    assert "adapters.admin" in message
+    assert reasoner.adapters.sources == {}
+
+
+async def test_registry_says_what_fits_the_base_model(client):
+    registry = (await client.get("/v1/adapters")).json()["registry"]
+    fits = {entry["name"]: entry["compatible"] for entry in registry}
+    assert fits["medical_reasoner"]
+    assert not fits["math_instruct"]
+
+
+@ADMIN
+async def test_name_without_a_path_is_one_of_the_registry(client, reasoner):
+    await client.post("/v1/load_lora_adapter", json={"lora_name": "medical_reasoner"})
+    source = reasoner.adapters.sources["medical_reasoner"]
+    assert source.path == "iimran/Qwen2.5-3B-R1-MedicalReasoner-lora-adapter"
+
+
+@ADMIN
+async def test_entry_for_another_base_is_refused_with_both_names(client, reasoner):
+    response = await client.post("/v1/load_lora_adapter", json={"lora_name": "coder_7b"})
+    message = assert_error(response, 422, code="invalid_adapter", param="name")
+    assert "Qwen2.5-Coder-7B-Instruct" in message
+    assert "Qwen2.5-3B-Instruct" in message
+    assert reasoner.adapters.sources == {}
+
+
+@ADMIN
+@pytest.mark.parametrize("call", ["load_lora_adapter", "unload_lora_adapter"])
+async def test_unknown_name_is_404(client, call):
+    response = await client.post(f"/v1/{call}", json={"lora_name": "nobody"})
+    assert "nobody" in assert_error(response, 404, code="not_found", param=ANY_NAME[call])
+
+
+ANY_NAME = {"load_lora_adapter": "name", "unload_lora_adapter": "adapters"}
+
+
+@ADMIN
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"lora_name": ""}, "lora_name"),
+        ({"lora_name": "../up"}, "lora_name"),
+        ({"lora_path": ""}, "lora_path"),
+        ({"lora_path": None, "revision": "main"}, "revision"),
+        ({"pin": True}, "pin"),
+    ],
+)
+async def test_wrong_body_names_the_field(client, reasoner, fields, param):
+    response = await load(client, **fields)
+    code = "invalid_adapter" if param == "revision" else "invalid_request"
+    assert_error(response, 422, code=code, param=param)
+    assert reasoner.adapters.sources == {}
+
+
+@ADMIN
+@pytest.mark.parametrize(
+    ("error", "status", "code", "type_"),
+    [
+        (AdapterError("broken", param="path"), 422, "invalid_adapter", "invalid_request_error"),
+        (HubError("away", param="path"), 502, "hub_unavailable", "server_error"),
+    ],
+)
+async def test_failure_to_load_is_told(client, reasoner, error, status, code, type_):
+    reasoner.adapters.error = error
+    message = assert_error(await load(client), status, code=code, param="path", type_=type_)
+    assert message == error.message

@@ -1,0 +1,154 @@
+"""Adapters through the facade: agents use them, traces tell, nothing unknown is the base."""
+
+from pathlib import Path
+
+import pytest
+
+from latentmas_core import (
+    AdapterError,
+    AgentConfig,
+    EngineConfig,
+    LatentMASSystem,
+    NotFoundError,
+)
+from tests.factories import make_tiny_model
+from tests.lora.adapters import make_adapter
+
+QUESTION = "What is 17 times 3?"
+OPTIONS = {"temperature": 0.0, "max_tokens": 8, "latent_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_tiny_model(
+        tmp_path_factory.mktemp("adapted"), "qwen2", max_position_embeddings=8192
+    )
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory, model) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return {
+        name: make_adapter(folder / name, model, rank=rank, seed=rank)
+        for name, rank in (("first", 8), ("second", 4))
+    }
+
+
+@pytest.fixture
+def system(model, adapters):
+    config = EngineConfig(dtype="float32", kv_cache_bytes=2**26, num_threads=1)
+    with LatentMASSystem(str(model), device="cpu", engine_config=config) as system:
+        system.add_default_agents()
+        for name, folder in adapters.items():
+            system.load_external_lora(name, folder)
+        yield system
+
+
+def answer(system, **options):
+    return system.run(QUESTION, **OPTIONS, **options)
+
+
+def test_trace_tells_which_adapter_each_agent_used(system):
+    digests = {info.name: info.digest for info in system.adapters}
+    result = answer(system, adapters={"planner": "first", "judger": {"first": 0.5, "second": 1.0}})
+    traced = {agent.name: (agent.adapter, agent.adapter_digest) for agent in result.agents}
+    assert traced["planner"] == ("first", digests["first"])
+    assert traced["critic"] == ("base", None)
+    assert traced["judger"] == (
+        "first*0.5+second",
+        f"{digests['first']}*0.5+{digests['second']}",
+    )
+
+
+@pytest.mark.parametrize("agent", ["planner", "judger"])
+def test_adapter_of_a_thinker_or_of_the_speaker_changes_the_answer(system, agent):
+    assert answer(system, adapters={agent: "first"}).final_answer != answer(system).final_answer
+
+
+def test_agents_of_one_request_use_different_adapters_at_once(system):
+    adapters = {"medical": "first", "math": "second"}
+    together = answer(system, pipeline="parallel", adapters=adapters)
+    again = [
+        answer(system, pipeline="parallel", adapters=adapters),
+        *system.run_many([QUESTION] * 4, pipeline="parallel", adapters=adapters, **OPTIONS),
+    ]
+    assert {result.final_answer for result in again} == {together.final_answer}
+    assert system.stats().adapters.num_loaded == 2
+
+
+def test_adapter_of_an_agent_is_its_default(system):
+    system.add_agent(AgentConfig.judger(name="lawyer", adapter="second"))
+    own = answer(system, pipeline=["planner", "lawyer"])
+    assert own.agents[-1].adapter == "second"
+    base = answer(system, pipeline=["planner", "lawyer"], adapters={"lawyer": "base"})
+    assert base.agents[-1].adapter == "base"
+    assert own.final_answer != base.final_answer
+
+
+def test_embeddings_are_prefilled_with_the_adapter_that_made_them(system):
+    adapters = {"planner": "first", "judger": "second"}
+    kv, embeddings = (
+        answer(system, adapters=adapters, handoff=handoff) for handoff in ("kv", "embeddings")
+    )
+    assert embeddings.final_answer == kv.final_answer
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"planner": "nobody"}, {"judger": {"nobody": 1.0}}, {"coder": "first"}]
+)
+def test_unknown_adapter_or_agent_is_refused_before_anything_runs(system, chosen):
+    with pytest.raises(NotFoundError, match=r"nobody|coder") as refused:
+        answer(system, adapters=chosen)
+    assert refused.value.param == "adapters"
+    assert system.stats().num_steps_total == 0
+
+
+def test_unloaded_adapter_is_gone_and_its_name_free(system, adapters):
+    before = answer(system, adapters={"judger": "first"}).final_answer
+    system.unload_lora("first")
+    with pytest.raises(NotFoundError, match="first"):
+        answer(system, adapters={"judger": "first"})
+    system.load_external_lora("first", adapters["second"])
+    after = answer(system, adapters={"judger": "first"})
+    assert after.final_answer == answer(system, adapters={"judger": "second"}).final_answer
+    assert after.final_answer != before
+
+
+def test_name_in_use_is_refused_and_keeps_its_adapter(system, adapters):
+    with pytest.raises(AdapterError, match="'first' is in use"):
+        system.load_external_lora("first", adapters["second"])
+    assert {info.name: info.rank for info in system.adapters} == {"first": 8, "second": 4}
+
+
+def test_registry_entry_for_another_base_is_refused_with_both_names(system, model):
+    with pytest.raises(AdapterError, match=r"Qwen2\.5-Coder-7B-Instruct") as refused:
+        system.load_from_registry("coder_7b")
+    assert str(model) in refused.value.message
+
+
+def test_entry_of_a_users_registry_is_loaded_by_name(model, adapters, tmp_path):
+    registry = tmp_path / "mine.yaml"
+    registry.write_text(
+        f"adapters:\n  - {{name: mine, path: {adapters['first']}, base_model: {model}}}\n"
+    )
+    with LatentMASSystem(
+        str(model),
+        device="cpu",
+        max_loaded_adapters=1,
+        registries=[registry],
+        engine_config=EngineConfig(kv_cache_bytes=2**26, num_threads=1),
+    ) as system:
+        system.add_default_agents().load_from_registry("mine", pinned=True)
+        assert answer(system, adapters={"judger": "mine"}).agents[-1].adapter == "mine"
+        assert [(info.name, info.pinned) for info in system.adapters] == [("mine", True)]
+
+
+def test_without_places_no_adapter_is_loaded(model, adapters):
+    config = EngineConfig(kv_cache_bytes=2**23, num_threads=1)
+    with (
+        LatentMASSystem(
+            str(model), device="cpu", max_loaded_adapters=0, engine_config=config
+        ) as system,
+        pytest.raises(AdapterError, match="max_loaded_adapters is 0"),
+    ):
+        system.load_external_lora("first", adapters["first"])
