@@ -17,15 +17,17 @@ CPU = torch.device("cpu")
 BLOCK_SIZE = 4
 
 
-def make_engine(model: Path, *, num_blocks: int = 400, **overrides: Any) -> Engine:
-    """An fp32 engine on the CPU with exactly ``num_blocks`` small blocks."""
-    loaded = load_plain(model)
+def make_engine(
+    model: Path, *, num_blocks: int = 400, dtype: str = "float32", **overrides: Any
+) -> Engine:
+    """An engine on the CPU with exactly ``num_blocks`` small blocks."""
+    loaded = load_model(str(model), device=CPU, dtype=getattr(torch, dtype))
     settings = {"block_size": BLOCK_SIZE} | overrides
-    block_bytes = num_block_bytes(loaded.shape, settings["block_size"], torch.float32)
+    block_bytes = num_block_bytes(loaded.shape, settings["block_size"], loaded.model.dtype)
     config = EngineConfig(
         model_name=str(model),
         device="cpu",
-        dtype="float32",
+        dtype=dtype,
         kv_cache_bytes=num_blocks * block_bytes,
         **settings,
     )

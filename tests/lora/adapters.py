@@ -7,7 +7,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.quiet import quiet_transformers
+from latentmas_core.lora.mix import AdapterMix, AdapterUse
 
 ALL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -36,9 +38,17 @@ def make_adapter(
     return folder
 
 
-def lone_peft(model_path: Path, adapter: Path) -> Any:
+def lone_peft(model_path: Path, adapter: Path, *, name: str = "default") -> Any:
     """The base with one adapter, as PEFT computes it: the oracle."""
-    return PeftModel.from_pretrained(_read(model_path), adapter).eval()
+    return PeftModel.from_pretrained(_read(model_path), adapter, adapter_name=name).eval()
+
+
+def mix_of(engine: Engine, *names: str, **weights: float) -> AdapterMix:
+    """Adapters by their names, each with weight 1 or the one that is given."""
+    chosen = dict.fromkeys(names, 1.0) | weights
+    return AdapterMix(
+        tuple(AdapterUse(engine.adapter(name).digest, weight) for name, weight in chosen.items())
+    )
 
 
 def _read(model_path: Path) -> Any:

@@ -14,10 +14,12 @@ RANKS = (1, 4, 8, 16, 33, 64)
 
 @pytest.fixture(scope="session")
 def llama_adapters(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> dict[int, Path]:
-    """One adapter per rank for ``tiny_llama``."""
+    """One adapter per rank for ``tiny_llama``, all of them about equally strong."""
     folder = tmp_path_factory.mktemp("llama-adapters")
     return {
-        rank: make_adapter(folder / f"rank-{rank}", tiny_llama, rank=rank, seed=rank)
+        rank: make_adapter(
+            folder / f"rank-{rank}", tiny_llama, rank=rank, seed=rank, std=0.12 * rank**-0.5
+        )
         for rank in RANKS
     }
 
