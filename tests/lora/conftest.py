@@ -7,7 +7,8 @@ import pytest
 
 from latentmas_core.engine.engine import Engine
 from tests.engine.engines import OpenEngine, assert_nothing_left, make_engine
-from tests.lora.adapters import make_adapter
+from tests.lora.adapters import greedy_ids, lone_peft, make_adapter
+from tests.lora.speaking import NUM_TOKENS, PROMPT
 
 RANKS = (1, 4, 8, 16, 33, 64)
 
@@ -40,3 +41,12 @@ async def open_engine() -> AsyncIterator[OpenEngine]:
     finally:
         for engine in engines:
             engine.close()
+
+
+@pytest.fixture(scope="session")
+def expected(tiny_llama: Path, llama_adapters: dict[int, Path]) -> dict[str, tuple[int, ...]]:
+    """What each adapter says to ``PROMPT``, by a lone PEFT model."""
+    return {
+        str(rank): greedy_ids(lone_peft(tiny_llama, folder), PROMPT, NUM_TOKENS)
+        for rank, folder in llama_adapters.items()
+    }
