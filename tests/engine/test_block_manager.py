@@ -286,3 +286,73 @@ def test_random_life_agrees_with_the_naive_reference(seed: int) -> None:
         assert manager.num_used == num_blocks - naive.num_free
         assert manager.num_cached == len(naive.content)
         manager.check_integrity(sum(map(len, tables)))
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def test_run_goes_to_the_end_of_an_empty_pool() -> None:
+    manager = create_manager(10)
+    assert manager.find_run(4) == 6
+    assert manager.allocate_run(6, 4) == {}
+    assert (manager.num_free, manager.find_run(6), manager.find_run(7)) == (6, 0, None)
+    manager.free_run(6, 4)
+    assert manager.num_free == 10
+    manager.check_integrity(0)
+
+
+def test_run_goes_where_the_fewest_blocks_are_in_use() -> None:
+    manager = create_manager(8)
+    blocks = manager.allocate(8)
+    manager.free([block for block in blocks if block not in (1, 5, 6)])
+    assert manager.find_run(3) == 2
+    assert manager.find_run(4) == 2  # one in use, as behind 0 and 1; behind 4 there are two
+
+
+def test_what_is_in_the_way_moves_with_its_references_and_its_key() -> None:
+    manager = create_manager(6)
+    blocks = manager.allocate(6)
+    manager.publish(4, b"prefix")
+    manager.share([4])
+    manager.free([0, 1, 2, 3])
+    moves = manager.allocate_run(3, 3)
+    assert set(moves) == {4, 5}
+    assert set(moves.values()) < {0, 1, 2}
+    assert manager.num_refs(moves[4]) == 2
+    assert manager.match_prefix([b"prefix"]) == [moves[4]]
+    assert [manager.num_refs(block) for block in (3, 4, 5)] == [1, 1, 1]
+    assert len(blocks) == 6
+    manager.check_integrity()
+
+
+def test_cached_block_in_a_run_is_forgotten() -> None:
+    manager = create_manager(3)
+    (cached,) = create_cached(manager, "a")
+    manager.allocate_run(cached, 1)
+    assert manager.match_prefix([b"a"]) == []
+
+
+def test_runs_do_not_move_for_each_other() -> None:
+    manager = create_manager(6)
+    manager.allocate_run(2, 2)
+    assert manager.find_run(3) is None
+    assert manager.find_run(2) == 4
+    with pytest.raises(AssertionError, match="in no run"):
+        manager.free_run(1, 2)
+
+
+def test_random_runs_beside_blocks_add_up() -> None:
+    manager, dice = create_manager(40), random.Random(5)
+    owned: dict[int, int] = dict.fromkeys(manager.allocate(8), 0)
+    runs: list[tuple[int, int]] = []
+    for _ in range(500):
+        size = dice.randint(1, 6)
+        if dice.random() < 0.5 and runs:
+            manager.free_run(*runs.pop(dice.randrange(len(runs))))
+        elif manager.can_allocate(size) and (start := manager.find_run(size)) is not None:
+            moves = manager.allocate_run(start, size)
+            owned = dict.fromkeys((moves.get(block, block) for block in owned), 0)
+            runs.append((start, size))
+        in_runs = {block for start, size in runs for block in range(start, start + size)}
+        assert not in_runs & owned.keys()
+        manager.check_integrity(len(owned) + len(in_runs))

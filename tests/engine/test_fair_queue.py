@@ -1,0 +1,121 @@
+"""Whose turn it is: the kind that was served least, and within a kind the one that came first."""
+
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from latentmas_core.engine.fair_queue import FairQueue
+
+_ids = count()
+
+
+@dataclass(eq=False)
+class Waiting:
+    """What the queue sees of a sequence."""
+
+    kind: str
+    sequence_id: int = field(default_factory=lambda: next(_ids))
+
+
+def enter(queue: FairQueue, *kinds: str) -> list[Any]:
+    sequences: list[Any] = [Waiting(kind) for kind in kinds]
+    for sequence in sequences:
+        queue.enter(sequence)
+    return sequences
+
+
+def take_all(queue: FairQueue, *, charge: int = 10) -> list[str]:
+    """The kinds in the order of their turns; each start costs ``charge`` rows."""
+    kinds = []
+    for sequence in queue.in_turn():
+        queue.take(sequence)
+        queue.charge(sequence, charge)
+        kinds.append(sequence.kind)
+    return kinds
+
+
+def test_one_kind_is_a_plain_queue() -> None:
+    queue = FairQueue()
+    sequences = enter(queue, "a", "a", "a")
+    taken = []
+    for sequence in queue.in_turn():
+        queue.take(sequence)
+        taken.append(sequence)
+    assert taken == sequences
+    assert len(queue) == 0
+
+
+def test_a_crowd_of_one_kind_does_not_hold_up_another() -> None:
+    queue = FairQueue()
+    enter(queue, *"aaaaaa", "b", "b")
+    assert take_all(queue) == [*"abab", *"aaaa"]
+
+
+def test_who_was_served_much_waits_for_the_others() -> None:
+    queue = FairQueue()
+    a, _, _, _ = enter(queue, "a", "a", "b", "b")
+    queue.charge(a, 25)
+    assert take_all(queue) == [*"bb", *"aa"]
+
+
+def test_kind_that_comes_back_has_saved_nothing_up() -> None:
+    queue = FairQueue()
+    (b,) = enter(queue, "b")
+    queue.leave(b)
+    a, *_ = enter(queue, "a", "a", "a")
+    queue.charge(a, 1000)
+    enter(queue, "b", "b", "b")
+    assert take_all(queue) == [*"ababab"]
+
+
+def test_kind_that_was_served_much_cannot_shed_it_by_leaving() -> None:
+    queue = FairQueue()
+    a, _ = enter(queue, "a", "b")
+    queue.charge(a, 1000)
+    queue.leave(a)
+    enter(queue, "a", "b")
+    assert take_all(queue) == [*"bba"]
+
+
+def test_head_that_is_left_where_it_is_is_passed_over_with_its_kind() -> None:
+    queue = FairQueue()
+    enter(queue, "a", "a", "b")
+    seen = []
+    for sequence in queue.in_turn():
+        seen.append(sequence.kind)
+        if sequence.kind == "b":
+            queue.take(sequence)
+    assert seen == ["a", "b"]
+    assert [sequence.kind for sequence in queue] == ["a", "a"]
+
+
+def test_what_is_put_back_is_first_of_its_kind() -> None:
+    queue = FairQueue()
+    first, second = enter(queue, "a", "a")
+    queue.take(first)
+    queue.put_back(first)
+    assert list(queue) == [first, second]
+    queue.check_integrity(num_running=0)
+
+
+def test_counts_follow_those_who_wait_and_run() -> None:
+    queue = FairQueue()
+    waiting, running = enter(queue, "a", "b")
+    queue.take(running)
+    queue.check_integrity(num_running=1)
+    for sequence in (running, waiting):
+        queue.leave(sequence)
+    queue.check_integrity(num_running=0)
+
+
+def test_table_of_counters_does_not_grow_with_every_kind_there_ever_was() -> None:
+    queue = FairQueue()
+    (stays,) = enter(queue, "stays")
+    queue.charge(stays, 10)
+    for number in range(100):
+        (passing,) = enter(queue, f"kind-{number}")
+        queue.charge(passing, 5 * (number == 3))
+        queue.leave(passing)
+    assert set(queue._num_served) == {"stays", "kind-3"}
+    queue.leave(stays)
+    assert queue._num_served == {}
