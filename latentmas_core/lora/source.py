@@ -4,11 +4,12 @@ Only the two files of an adapter are ever fetched; pickled weights are not looke
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -24,6 +25,8 @@ from latentmas_core.lora.checkpoint import CONFIG_FILE, PICKLE_FILE, WEIGHTS_FIL
 
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 ETAG_TIMEOUT_S = 10.0
+
+T = TypeVar("T")
 
 
 class LocatedAdapter(NamedTuple):
@@ -80,35 +83,46 @@ def _local(path: str, folder: Path, revision: str | None, roots: Sequence[Path] 
 
 
 def _fetch(repository: str, revision: str | None, max_bytes: int | None) -> LocatedAdapter:
-    try:
-        commit = revision
-        if not huggingface_hub.constants.HF_HUB_OFFLINE:
-            commit = _check_files(repository, revision, max_bytes)
-        folder = huggingface_hub.snapshot_download(
-            repository,
-            revision=commit,
-            allow_patterns=[CONFIG_FILE, WEIGHTS_FILE],
-            etag_timeout=ETAG_TIMEOUT_S,
-        )
-    except AdapterError:
-        raise
-    except Exception as error:
-        raise _hub_error(repository, revision, error) from error
-    path = Path(folder)
-    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (path / name).exists()]
-    if missing:
+    if not constants.HF_HUB_OFFLINE:
+        _check_files(repository, revision, max_bytes)
+    folders = [_fetch_file(repository, revision, name) for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    if folders[0] != folders[1]:
         raise HubError(
-            f"adapter {repository!r} at {_shown(revision)} is not complete in the local cache: "
-            f"{missing[0]} is missing. Fetch it once with the hub reachable.",
+            f"adapter {repository!r} at {_shown(revision)} changed while it was fetched. Try "
+            "again, or name a commit as its revision.",
             param="path",
         )
-    return LocatedAdapter(path, path.name)
+    return LocatedAdapter(folders[0], folders[0].name)
 
 
-def _check_files(repository: str, revision: str | None, max_bytes: int | None) -> str:
-    """The commit that is meant; refuses what is incomplete or too large before it is fetched."""
-    info = huggingface_hub.HfApi().model_info(
-        repository, revision=revision, files_metadata=True, timeout=ETAG_TIMEOUT_S
+def _fetch_file(repository: str, revision: str | None, name: str) -> Path:
+    """The snapshot that the file is in: a folder that is called like its commit."""
+    path = _ask(
+        repository,
+        revision,
+        lambda: huggingface_hub.hf_hub_download(
+            repository, name, revision=revision, etag_timeout=ETAG_TIMEOUT_S
+        ),
+    )
+    return Path(path).parent
+
+
+def _ask(repository: str, revision: str | None, call: Callable[[], T]) -> T:
+    """What the hub's library answers; whatever it raises is a HubError."""
+    try:
+        return call()
+    except Exception as error:
+        raise _hub_error(repository, revision, error) from error
+
+
+def _check_files(repository: str, revision: str | None, max_bytes: int | None) -> None:
+    """Refuse what is incomplete or too large before it is fetched."""
+    info = _ask(
+        repository,
+        revision,
+        lambda: huggingface_hub.HfApi().model_info(
+            repository, revision=revision, files_metadata=True, timeout=ETAG_TIMEOUT_S
+        ),
     )
     sizes = {file.rfilename: file.size for file in info.siblings or ()}
     if WEIGHTS_FILE not in sizes and PICKLE_FILE in sizes:
@@ -131,8 +145,6 @@ def _check_files(repository: str, revision: str | None, max_bytes: int | None) -
             f"and max_lora_rank allow has {max_bytes}. It was not fetched.",
             param="path",
         )
-    assert info.sha is not None, "the hub names the commit of what it describes"
-    return info.sha
 
 
 def _hub_error(repository: str, revision: str | None, error: Exception) -> HubError:
@@ -157,9 +169,7 @@ def _cause_and_remedy(error: Exception) -> tuple[str, str]:
             return "there is no such revision", "Check the revision"
         case EntryNotFoundError() if not isinstance(error, LocalEntryNotFoundError):
             return "a file is missing", "Choose another repository or revision"
-        case LocalEntryNotFoundError() | OfflineModeIsEnabled() if (
-            huggingface_hub.constants.HF_HUB_OFFLINE
-        ):
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled() if constants.HF_HUB_OFFLINE:
             return (
                 "offline mode is on and it is not in the local cache",
                 "Unset HF_HUB_OFFLINE, or give a folder",
