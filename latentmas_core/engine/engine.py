@@ -302,4 +302,9 @@ def _deliver(
 
 def _load(config: EngineConfig) -> LoadedModel:
     device = resolve_device(config.device)
-    return load_model(config.model_name, device=device, dtype=resolve_dtype(config.dtype, device))
+    return load_model(
+        config.model_name,
+        device=device,
+        dtype=resolve_dtype(config.dtype, device),
+        quantization=config.quantization,
+    )

@@ -257,8 +257,15 @@ def make_decoder(
     return PlainDecoder(decoder, [(target,) for target in targets])
 
 
-def can_fuse(decoder: nn.Module) -> bool:
+def can_fuse(decoder: Any) -> bool:
     """Whether ``FusedDecoder`` computes exactly what this decoder does."""
+    return has_known_structure(decoder) and all(
+        _are_plain(layer.self_attn, layer.mlp) for layer in decoder.layers
+    )
+
+
+def has_known_structure(decoder: nn.Module) -> bool:
+    """Whether it is put together as those whose parity is proved, of whatever linear layers."""
     parts = dict(decoder.named_children())
     if parts.keys() != _DECODER_PARTS or type(parts["norm"]).__name__ not in _NORMS:
         return False
@@ -274,9 +281,7 @@ def _is_known(layer: nn.Module) -> bool:
     attention = dict(parts["self_attn"].named_children()).keys()
     if attention not in (_ATTENTION_PARTS, _ATTENTION_PARTS | _HEAD_NORM_PARTS):
         return False
-    if dict(parts["mlp"].named_children()).keys() != _MLP_PARTS:
-        return False
-    return _are_plain(parts["self_attn"], parts["mlp"])
+    return dict(parts["mlp"].named_children()).keys() == _MLP_PARTS
 
 
 def _are_plain(attention: nn.Module, mlp: nn.Module) -> bool:

@@ -30,6 +30,12 @@ from latentmas_core.engine.model_support import (
     refuse_unsupported_modules,
     refuse_unsupported_tokenizer,
 )
+from latentmas_core.engine.quantization import (
+    Quantization,
+    keep_exact,
+    quantization_config,
+    refuse_unless_possible,
+)
 from latentmas_core.engine.quiet import quiet_transformers
 from latentmas_core.errors import ConfigError, ModelError
 
@@ -123,6 +129,7 @@ def load_model(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    quantization: Quantization | None = None,
     attn_implementation: str = "sdpa",
 ) -> LoadedModel:
     """Loads the embedded model, a local folder or a model of the hub.
@@ -134,13 +141,21 @@ def load_model(
         with _failure_named(model_name, source, "config.json"):
             config = AutoConfig.from_pretrained(source)
         refuse_unsupported_config(model_name, config)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+        if quantization is not None:
+            refuse_unless_possible(model_name, quantization, config)
+            options["quantization_config"] = quantization_config(quantization, dtype)
+            options["device_map"] = {"": device}  # a quantised model stays where it was read to
         with _failure_named(model_name, source, "the tokenizer"):
             tokenizer: Any = AutoTokenizer.from_pretrained(source)
         refuse_unsupported_tokenizer(model_name, tokenizer)
         with _failure_named(model_name, source, "the weights"):
-            model = _read_weights(source, dtype, attn_implementation)
+            model = _read_weights(source, options)
     refuse_unsupported_modules(model_name, model)
-    _place(model_name, model, device)
+    if quantization is None:
+        _place(model_name, model, device)
+    else:
+        keep_exact(model)
     model.requires_grad_(False).train(False)
     return LoadedModel(
         name=model_name,
@@ -200,14 +215,10 @@ def _failure_named(model_name: str, source: str, part: str) -> Iterator[None]:
         ) from error
 
 
-def _read_weights(source: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
+def _read_weights(source: str, options: dict[str, Any]) -> PreTrainedModel:
     model: PreTrainedModel
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        use_safetensors=True,
-        output_loading_info=True,
+        source, use_safetensors=True, output_loading_info=True, **options
     )
     model, report = loaded
     # transformers fills what the files lack with random numbers and only warns.

@@ -17,7 +17,7 @@ from latentmas_core.engine.attention import (
     can_read_pages,
     prepare_batch,
 )
-from latentmas_core.engine.fused import can_fuse, make_decoder
+from latentmas_core.engine.fused import has_known_structure, make_decoder
 from latentmas_core.engine.kv_pool import KVPool
 from latentmas_core.engine.linear import choose_linear
 from latentmas_core.engine.model_loader import LoadedModel
@@ -45,7 +45,7 @@ class ModelRunner:
         self._embed_tokens: nn.Module = model.get_input_embeddings()
         head = model.get_output_embeddings()
         self._lm_head = make_linear(head.weight, head.bias)
-        expected = None if can_fuse(model.model) else reference_hidden(loaded)
+        expected = None if has_known_structure(model.model) else reference_hidden(loaded)
         model.set_attn_implementation(ATTENTION_NAME)
         self.base = describe_base(loaded.name, model.model.layers)
         targets = self.base.targets if has_lora else ()

@@ -21,7 +21,12 @@ def make_engine(
     model: Path, *, num_blocks: int = 400, dtype: str = "float32", **overrides: Any
 ) -> Engine:
     """An engine on the CPU with exactly ``num_blocks`` small blocks."""
-    loaded = load_model(str(model), device=CPU, dtype=getattr(torch, dtype))
+    loaded = load_model(
+        str(model),
+        device=CPU,
+        dtype=getattr(torch, dtype),
+        quantization=overrides.get("quantization"),
+    )
     settings = {"block_size": BLOCK_SIZE} | overrides
     block_bytes = num_block_bytes(loaded.shape, settings["block_size"], loaded.model.dtype)
     config = EngineConfig(
