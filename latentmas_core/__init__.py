@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from latentmas_core.agents.config import AgentConfig, default_agents
     from latentmas_core.latent.memory import MergeRule
     from latentmas_core.lora.library import AdapterInfo
+    from latentmas_core.lora.merge_options import MergeMethod, MergeOptions
     from latentmas_core.pipelines.spec import NodeSpec, PipelineSpec
     from latentmas_core.pipelines.yaml_file import load_pipelines
     from latentmas_core.request import Carry, Handoff, Mode, ReasonRequest
@@ -42,6 +43,8 @@ __all__ = [
     "LatentMASError",
     "LatentMASSystem",
     "LoRAConfig",
+    "MergeMethod",
+    "MergeOptions",
     "MergeRule",
     "Mode",
     "ModelError",
@@ -66,6 +69,8 @@ _HOME_OF = {
     "Carry": "request",
     "Handoff": "request",
     "LatentMASSystem": "system",
+    "MergeMethod": "lora.merge_options",
+    "MergeOptions": "lora.merge_options",
     "MergeRule": "latent.memory",
     "Mode": "request",
     "NodeSpec": "pipelines.spec",

@@ -16,6 +16,7 @@ from latentmas_core.errors import ConfigError, NotFoundError
 from latentmas_core.events import Event
 from latentmas_core.lora.choice import adapters_of
 from latentmas_core.lora.library import AdapterInfo, AdapterLibrary, AdapterSource, LibraryEngine
+from latentmas_core.lora.merge_options import MergeOptions
 from latentmas_core.lora.registry import AdapterRegistry
 from latentmas_core.pipelines.builtin import (
     BUILTIN_NAMES,
@@ -185,6 +186,22 @@ class LatentMASSystem:
     def load_from_registry(self, name: str, *, pinned: bool = False) -> Self:
         """Load an adapter of the registry. NotFoundError; AdapterError for another base model."""
         self._background.run(self._library.load_from_registry(name, pinned=pinned))
+        return self
+
+    def merge_loras(
+        self,
+        name: str,
+        adapters: Mapping[str, float],
+        *,
+        output: Path | str,
+        options: MergeOptions,
+    ) -> Self:
+        """Merge loaded adapters, by name and weight, into the new folder ``output``; load it.
+
+        ``options`` say how: ``MergeOptions(MergeMethod.SVD, rank=32)``. Raises NotFoundError for an
+        adapter that is not loaded, ConfigError or AdapterError for what cannot be merged.
+        """
+        self._background.run(self._library.merge(name, adapters, Path(output), options))
         return self
 
     def unload_lora(self, name: str) -> Self:

@@ -9,6 +9,8 @@ from latentmas_core import (
     AgentConfig,
     EngineConfig,
     LatentMASSystem,
+    MergeMethod,
+    MergeOptions,
     NotFoundError,
 )
 from tests.factories import make_tiny_model
@@ -152,3 +154,26 @@ def test_without_places_no_adapter_is_loaded(model, adapters):
         pytest.raises(AdapterError, match="max_loaded_adapters is 0"),
     ):
         system.load_external_lora("first", adapters["first"])
+
+
+def test_merged_adapter_is_loaded_and_used(system, tmp_path):
+    """Side by side it is the composition of the same weights."""
+    weights = {"first": 0.75, "second": 0.25}
+    system.merge_loras(
+        "both", weights, output=tmp_path / "both", options=MergeOptions(MergeMethod.CAT)
+    )
+    merged = answer(system, adapters={"judger": "both"})
+    assert merged.agents[-1].adapter == "both"
+    composed = answer(system, adapters={"judger": weights})
+    assert merged.final_answer == composed.final_answer
+
+
+def test_adapter_that_is_not_loaded_is_not_merged(system, tmp_path):
+    with pytest.raises(NotFoundError, match="nobody"):
+        system.merge_loras(
+            "both",
+            {"first": 1.0, "nobody": 1.0},
+            output=tmp_path / "both",
+            options=MergeOptions(MergeMethod.LINEAR),
+        )
+    assert not list(tmp_path.iterdir())

@@ -5,12 +5,12 @@ Adapters are added on top of the quantised layers, never merged into them (QLoRA
 """
 
 import importlib.util
-import logging
 from typing import Any, Literal
 
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+from latentmas_core.engine.quiet import quiet_bitsandbytes
 from latentmas_core.errors import ModelError
 
 Quantization = Literal["4bit", "8bit"]
@@ -48,8 +48,7 @@ def refuse_unless_possible(model_name: str, kind: Quantization, config: PreTrain
             "already. Leave it out, or use the model's original weights.",
             param="quantization",
         )
-    # It says so at every call of every layer.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
 
 
 def keep_exact(model: PreTrainedModel) -> None:

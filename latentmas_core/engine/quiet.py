@@ -1,10 +1,19 @@
-"""Keeps transformers silent while it loads or converts, and gives its voice back afterwards."""
+"""Keeps libraries from saying what no user of ours can act on."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from transformers.utils import logging as transformers_logging
+
+
+def quiet_bitsandbytes() -> None:
+    """Nothing about optional kernels when it is imported, nor about casts at every call.
+
+    PEFT imports it where it is installed.
+    """
+    for module in ("backends.cpu.ops", "autograd._functions"):
+        logging.getLogger(f"bitsandbytes.{module}").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from latentmas_core.engine.quiet import quiet_bitsandbytes
 from latentmas_core.errors import AdapterError
 from latentmas_core.lora.base_model import BaseModel, is_same_base
 
@@ -171,17 +172,21 @@ def _parse_config(folder: Path, content: bytes) -> Any:
 
 
 def _lora_config(values: Mapping[str, Any]) -> Any:
-    from peft import LoraConfig  # takes seconds to import, and many a service has no adapter
+    return _peft().LoraConfig(**values)
 
-    return LoraConfig(**values)
+
+def _peft() -> Any:
+    """Takes seconds to import, and many a service has no adapter."""
+    quiet_bitsandbytes()
+    import peft
+
+    return peft
 
 
 @cache
 def _defaults() -> Mapping[str, Any]:
     """The options of PEFT's LoRA and what they are where they are left out."""
-    from peft import LoraConfig
-
-    plain = LoraConfig()
+    plain = _peft().LoraConfig()
     return {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
 
 

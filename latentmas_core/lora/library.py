@@ -1,7 +1,7 @@
 """Brings adapters from where they are written down, a folder or the hub, into an engine."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,8 @@ from latentmas_core.latent.segment import BASE_ADAPTER
 from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.cache import AdapterSpec, AdapterState
 from latentmas_core.lora.checkpoint import max_file_bytes
+from latentmas_core.lora.merge_options import MergeOptions
+from latentmas_core.lora.merging import merge_adapters
 from latentmas_core.lora.registry import AdapterRegistry, check_base
 from latentmas_core.lora.source import locate_adapter
 from latentmas_core.names import Name
@@ -48,6 +50,7 @@ class LibraryEngine(Protocol):
     def adapter_base(self) -> BaseModel: ...
     @property
     def max_lora_rank(self) -> int: ...
+    def adapter(self, name: str) -> AdapterSpec: ...
     async def load_adapter(
         self, name: str, folder: Path, *, is_pinned: bool = False
     ) -> AdapterSpec: ...
@@ -99,6 +102,21 @@ class AdapterLibrary:
             pinned=pinned or entry.pinned,
         )
         return await self.load(source)
+
+    async def merge(
+        self, name: str, adapters: Mapping[str, float], output: Path, options: MergeOptions
+    ) -> AdapterSpec:
+        """Merge loaded adapters, by their names and weights, into a new folder, and load that."""
+        await asyncio.to_thread(
+            merge_adapters,
+            [self._engine.adapter(merged).folder for merged in adapters],
+            list(adapters.values()),
+            output,
+            options=options,
+            base=self._engine.adapter_base,
+            max_rank=self._engine.max_lora_rank,
+        )
+        return await self.load(AdapterSource(name=name, path=str(output)))
 
     async def unload(self, name: str) -> None:
         """Forget a name; turns that have its adapter finish first. NotFoundError."""
