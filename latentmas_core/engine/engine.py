@@ -37,7 +37,7 @@ from latentmas_core.latent.codec import KVLayout, PackedSegments, pack
 from latentmas_core.latent.memory import Memory, MergeRule, check_same_model, merge
 from latentmas_core.latent.segment import Segment, SegmentTensors
 from latentmas_core.lora.base_model import BaseModel
-from latentmas_core.lora.cache import AdapterSpec, AdapterState
+from latentmas_core.lora.cached_adapter import AdapterSpec, AdapterState
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from latentmas_core.engine.fair_queue import FairQueue
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.sequence import Sequence
 from latentmas_core.lora.arena import Berth
-from latentmas_core.lora.cache import Readiness
+from latentmas_core.lora.cached_adapter import Readiness
 from latentmas_core.lora.mix import AdapterMix
 
 

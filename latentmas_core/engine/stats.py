@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from latentmas_core.lora.cache import AdapterStats
+from latentmas_core.lora.cached_adapter import AdapterStats
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from latentmas_core.engine.stats import Counters, EngineStats
 from latentmas_core.engine.turn import TextDelta, Thought, TurnDone, TurnEvent
 from latentmas_core.errors import AdapterError, EngineError, LatentMASError
 from latentmas_core.lora.arena import Arena
-from latentmas_core.lora.cache import AdapterCache, AdapterSpec
+from latentmas_core.lora.cache import AdapterCache
+from latentmas_core.lora.cached_adapter import AdapterSpec
 from latentmas_core.lora.loader import AdapterLoader
 from latentmas_core.lora.packed import PackedAdapter
 

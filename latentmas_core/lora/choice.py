@@ -7,7 +7,7 @@ from latentmas_core.agents.config import AgentConfig
 from latentmas_core.config import AdapterChoice
 from latentmas_core.errors import NotFoundError
 from latentmas_core.latent.segment import BASE_ADAPTER
-from latentmas_core.lora.cache import AdapterSpec
+from latentmas_core.lora.cached_adapter import AdapterSpec
 from latentmas_core.lora.mix import NO_ADAPTERS, AdapterMix, AdapterUse
 from latentmas_core.pipelines.spec import PipelineSpec
 from latentmas_core.request import ReasonRequest

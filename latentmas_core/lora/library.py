@@ -11,7 +11,7 @@ from latentmas_core.config import FrozenModel, Text
 from latentmas_core.errors import AdapterError
 from latentmas_core.latent.segment import BASE_ADAPTER
 from latentmas_core.lora.base_model import BaseModel
-from latentmas_core.lora.cache import AdapterSpec, AdapterState
+from latentmas_core.lora.cached_adapter import AdapterSpec, AdapterState
 from latentmas_core.lora.checkpoint import max_file_bytes
 from latentmas_core.lora.merge_options import MergeOptions
 from latentmas_core.lora.merging import merge_adapters

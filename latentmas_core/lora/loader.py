@@ -10,7 +10,7 @@ import torch
 from latentmas_core.errors import AdapterError, LatentMASError
 from latentmas_core.lora.arena import fill
 from latentmas_core.lora.base_model import BaseModel
-from latentmas_core.lora.cache import AdapterSpec, CachedAdapter
+from latentmas_core.lora.cached_adapter import AdapterSpec, CachedAdapter
 from latentmas_core.lora.checkpoint import read_checkpoint
 from latentmas_core.lora.packed import PackedAdapter, pack_adapter
 

@@ -11,7 +11,7 @@ from latentmas_core.engine.scheduler import Scheduler
 from latentmas_core.engine.sequence import NextRow, Sequence
 from latentmas_core.latent.memory import Memory
 from latentmas_core.lora.arena import Berth
-from latentmas_core.lora.cache import Readiness
+from latentmas_core.lora.cached_adapter import Readiness
 from latentmas_core.lora.mix import AdapterMix
 from tests.engine.factories import BLOCK_SIZE, create_sequence
 from tests.latent.factories import create_segment

@@ -16,7 +16,7 @@ from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone, TurnE
 from latentmas_core.errors import ContextLengthError, EngineError, NotFoundError
 from latentmas_core.latent.memory import Memory, MergeRule, merge
 from latentmas_core.latent.segment import Segment
-from latentmas_core.lora.cache import AdapterSpec
+from latentmas_core.lora.cached_adapter import AdapterSpec
 
 FINGERPRINT = "fake-model"
 
