@@ -60,11 +60,12 @@ def merge_adapters(
         svd         the best approximation of that sum of a given rank (Eckart & Young 1936)
         linear      A = sum of sign(f) sqrt|f| * A_i and B = sum of sqrt|f| * B_i (task arithmetic,
                     Ilharco et al. 2023, on A and B apart, so that products mix)
-        ties        the same of the largest values of each, where the sign is the majority's,
-                    divided by the number that agree (Yadav et al. 2023)
-        dare        linear of what is left when values are dropped at random, the rest divided by
-                    density (Yu et al. 2023)
-        dare_ties   dropped as in dare, then the sign elected as in ties, on unweighted values
+        ties        the same sums, but of the largest values of each adapter only, of which those
+                    count that have the sign of the majority (of unweighted values); divided by
+                    how many count (Yadav et al. 2023)
+        dare        linear, of what is left when values are dropped at random and the others
+                    divided by density (Yu et al. 2023)
+        dare_ties   values dropped as in dare, then signs elected as in ties
 
     The result is what ``PeftModel.add_weighted_adapter`` gives, except that
 
