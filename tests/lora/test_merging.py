@@ -3,203 +3,42 @@
 import json
 import os
 import stat
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
 
-from latentmas_core.engine.quiet import quiet_transformers
-from latentmas_core.errors import AdapterError, ConfigError
-from latentmas_core.lora.base_model import BaseModel, describe_base
+from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.checkpoint import (
     CONFIG_FILE,
-    WEIGHTS_FILE,
     LoRACheckpoint,
     read_checkpoint,
 )
-from latentmas_core.lora.merge_options import MajoritySign, MergeMethod, MergeOptions
-from latentmas_core.lora.merging import merge_adapters
+from latentmas_core.lora.merge_options import MergeMethod, MergeOptions
 from tests.engine.engines import OpenEngine
 from tests.lora.adapters import greedy_ids, lone_peft, make_adapter
+from tests.lora.merges import (
+    ELEMENTWISE,
+    MAX_RANK,
+    WEIGHTS,
+    Family,
+    assert_close,
+    assert_equals_peft,
+    base_of,
+    by_options,
+    cast,
+    label_of,
+    logits_of,
+    lone_base,
+    merge,
+    padded,
+    peft_merge,
+)
 from tests.lora.speaking import PROMPT, speak
 
-WEIGHTS = (0.7, -0.4, 1.2)
-MAX_RANK = 64
-SEED = 11
-ATTENTION = ("q_proj", "k_proj", "v_proj")
-RSLORA = {"use_rslora": True, "lora_alpha": 4}
-
-OPTIONS = (
-    MergeOptions(MergeMethod.LINEAR),
-    MergeOptions(MergeMethod.CAT),
-    MergeOptions(MergeMethod.SVD, rank=6),
-    MergeOptions(MergeMethod.TIES, density=0.4),
-    MergeOptions(MergeMethod.TIES, density=0.4, majority_sign=MajoritySign.FREQUENCY),
-    MergeOptions(MergeMethod.DARE, density=0.4, seed=SEED),
-    MergeOptions(MergeMethod.DARE_TIES, density=0.4, seed=SEED),
-    MergeOptions(
-        MergeMethod.DARE_TIES, density=0.4, seed=SEED, majority_sign=MajoritySign.FREQUENCY
-    ),
-)
-ELEMENTWISE = tuple(x for x in OPTIONS if x.method not in (MergeMethod.CAT, MergeMethod.SVD))
-
-Family = tuple[Path, ...]
-by_options = pytest.mark.parametrize("options", OPTIONS, ids=lambda x: _label(x))
-
-
-def _label(options: MergeOptions) -> str:
-    return f"{options.method}-{options.majority_sign or 'total'}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Matrices of this size only wait for a second one."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_llama: Path) -> BaseModel:
-    return base_of(tiny_llama)
-
-
-@pytest.fixture(scope="module")
-def equal(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Family:
-    """Of one rank, each with another scaling."""
-    folder = tmp_path_factory.mktemp("equal")
-    return tuple(
-        make_adapter(folder / str(x), tiny_llama, rank=8, seed=x, std=0.03, lora_alpha=alpha)
-        for x, alpha in enumerate((16, 8, 4))
-    )
-
-
-@pytest.fixture(scope="module")
-def unequal(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Family:
-    """Of three ranks, one with rsLoRA, one that lacks some targets.
-
-    Weak ones: with stronger ones the logits of PEFT's own svd, computed in fp32, are more than 1e-5
-    from those of fp64.
-    """
-    folder = tmp_path_factory.mktemp("unequal")
-    return (
-        make_adapter(folder / "4", tiny_llama, rank=4, seed=1, std=0.02),
-        make_adapter(folder / "1", tiny_llama, rank=1, seed=2, std=0.02, targets=ATTENTION),
-        make_adapter(folder / "16", tiny_llama, rank=16, seed=3, std=0.02, **RSLORA),
-    )
-
-
-def base_of(model: Path) -> BaseModel:
-    return describe_base(str(model), lone_base(model).model.layers)
-
-
-def lone_base(model: Path) -> Any:
-    with quiet_transformers():
-        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-
-
-def merge(
-    folders: Sequence[Path],
-    output: Path,
-    base: BaseModel,
-    options: MergeOptions,
-    *,
-    weights: Sequence[float] = WEIGHTS,
-    max_rank: int = MAX_RANK,
-) -> LoRACheckpoint:
-    """Merges, and reads what was written as any adapter is read."""
-    written = merge_adapters(
-        folders, weights[: len(folders)], output, options=options, base=base, max_rank=max_rank
-    )
-    assert written == output
-    return read_checkpoint(output, base, max_rank=max_rank)
-
-
-def peft_merge(model: Path, folders: Sequence[Path], options: MergeOptions) -> Any:
-    """The oracle: PEFT's own merge, as the active adapter ``merged``."""
-    peft = lone_peft(model, folders[0], name="0")
-    for index, folder in enumerate(folders[1:], start=1):
-        peft.load_adapter(folder, adapter_name=str(index))
-    inject = peft.base_model.inject_adapter
-
-    def inject_and_seed(*args: Any, **kwargs: Any) -> None:
-        inject(*args, **kwargs)  # draws initial weights that nothing needs
-        torch.manual_seed(SEED)
-
-    peft.base_model.inject_adapter = inject_and_seed
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The density 1.0 is greater")
-        peft.base_model.add_weighted_adapter(
-            [str(index) for index in range(len(folders))],
-            list(WEIGHTS[: len(folders)]),
-            "merged",
-            combination_type="dare_linear"
-            if options.method == MergeMethod.DARE
-            else options.method,
-            svd_rank=options.rank,
-            density=options.density,
-            majority_sign_method=str(options.majority_sign or "total"),
-        )
-    peft.set_adapter("merged")
-    return peft.eval()
-
-
-def logits_of(peft: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        return peft(input_ids=torch.tensor([PROMPT])).logits  # [1, num_tokens, vocab_size]
-
-
-def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-def assert_equals_peft(
-    merged: LoRACheckpoint, output: Path, model: Path, oracle: Any, *, are_signs_free: bool
-) -> None:
-    """Weights and logits. Singular vectors have free signs: there the product is compared."""
-    layers = oracle.base_model.model.model.layers
-    for (layer, target), pair in merged.weights.items():
-        module = layers[layer].get_submodule(target)
-        a, b = (matrix["merged"].weight.data for matrix in (module.lora_A, module.lora_B))
-        assert_close(pair.b @ pair.a, b @ a)
-        if not are_signs_free:
-            torch.testing.assert_close(pair.a, a, rtol=1e-6, atol=0)
-            torch.testing.assert_close(pair.b, b, rtol=1e-6, atol=0)
-    assert_close(logits_of(lone_peft(model, output)), logits_of(oracle))
-
-
-def padded(folder: Path, output: Path, rank: int) -> Path:
-    """The same adapter with rows and columns of zeros up to ``rank``, and the same scaling."""
-    config = json.loads((folder / CONFIG_FILE).read_text())
-    divisor = config["r"] ** (0.5 if config["use_rslora"] else 1.0)
-    scaling = config["lora_alpha"] / divisor
-    missing = rank - config["r"]
-    tensors = {
-        name: F.pad(tensor, (0, 0, 0, missing) if "lora_A" in name else (0, missing))
-        for name, tensor in load_file(folder / WEIGHTS_FILE).items()
-    }
-    output.mkdir()
-    save_file(tensors, output / WEIGHTS_FILE)
-    changed = {"r": rank, "lora_alpha": scaling * rank, "use_rslora": False}
-    (output / CONFIG_FILE).write_text(json.dumps(config | changed))
-    return output
-
-
-def cast(folder: Path, output: Path, dtype: torch.dtype) -> Path:
-    output.mkdir()
-    tensors = {name: x.to(dtype) for name, x in load_file(folder / WEIGHTS_FILE).items()}
-    save_file(tensors, output / WEIGHTS_FILE)
-    (output / CONFIG_FILE).write_bytes((folder / CONFIG_FILE).read_bytes())
-    return output
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # What PEFT computes.
@@ -215,7 +54,7 @@ def test_merge_of_equal_ranks_is_that_of_peft(
     assert_equals_peft(merged, tmp_path / "merged", tiny_llama, oracle, are_signs_free=is_svd)
 
 
-@pytest.mark.parametrize("options", ELEMENTWISE, ids=_label)
+@pytest.mark.parametrize("options", ELEMENTWISE, ids=label_of)
 def test_merge_of_unequal_ranks_is_that_of_peft_over_adapters_padded_with_zeros(
     tmp_path: Path, tiny_llama: Path, base: BaseModel, unequal: Family, options: MergeOptions
 ) -> None:
@@ -478,194 +317,3 @@ def test_16_bit_adapters_are_merged_in_fp32_as_in_peft(
     for (layer, target), pair in merged.weights.items():
         lora_a = layers[layer].get_submodule(target).lora_A["merged"].weight
         assert torch.equal(pair.a, lora_a.to(torch.bfloat16)), f"layer {layer} {target}"
-
-
-# What is refused.
-
-
-@pytest.mark.parametrize(
-    ("options", "param", "message"),
-    [
-        ({"method": "blend"}, "method", "'blend'; allowed are linear, cat, svd, ties, dare"),
-        ({"method": "ties"}, "density", "density is missing; method 'ties'"),
-        ({"method": "dare"}, "density", "density is missing; method 'dare'"),
-        ({"method": "ties", "density": 0.0}, "density", "0.0; it must be above 0 and at most 1"),
-        ({"method": "dare", "density": 1.5}, "density", "1.5; it must be above 0 and at most 1"),
-        ({"method": "ties", "density": float("nan")}, "density", "nan; it must be above 0"),
-        ({"method": "ties", "density": True}, "density", "True; it must be above 0"),
-        ({"method": "linear", "density": 0.5}, "density", "belongs to ties, dare, dare_ties"),
-        ({"method": "cat", "rank": 4}, "rank", "rank is 4, .* belongs to svd. Leave it out"),
-        ({"method": "svd", "rank": 0}, "rank", "rank is 0; it must be a whole number, at least 1"),
-        ({"method": "svd", "rank": 2.0}, "rank", "rank is 2.0; it must be a whole number"),
-        ({"method": "ties", "density": 1.0, "seed": 1}, "seed", "belongs to dare, dare_ties"),
-        ({"method": "dare", "density": 0.5, "seed": -1}, "seed", "-1; it must be a whole number"),
-        (
-            {"method": "dare", "density": 0.5, "majority_sign": "total"},
-            "majority_sign",
-            "belongs to ties, dare_ties",
-        ),
-        (
-            {"method": "ties", "density": 0.5, "majority_sign": "median"},
-            "majority_sign",
-            "'median'; allowed are total, frequency",
-        ),
-    ],
-)
-def test_options_that_cannot_be_meant_are_refused(
-    options: dict[str, Any], param: str, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        MergeOptions(**options)
-    assert caught.value.param == param
-
-
-@pytest.mark.parametrize(
-    ("num_folders", "weights", "param", "message"),
-    [
-        (0, (), "folders", "0 adapters; a merge takes at least 2"),
-        (1, (1.0,), "folders", "1 adapters; a merge takes at least 2"),
-        (2, (1.0,), "weights", "1 numbers for 2 adapters"),
-        (2, (1.0, 2.0, 3.0), "weights", "3 numbers for 2 adapters"),
-        (2, (1.0, float("nan")), "weights", "nan for adapter .*; it must be a finite number"),
-        (2, (float("-inf"), 1.0), "weights", "-inf for adapter"),
-        (2, (1.0, "2"), "weights", "'2' for adapter"),
-        (2, (1.0, True), "weights", "True for adapter"),
-        (2, (1.0, 10**400), "weights", "for adapter"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused(
-    tmp_path: Path,
-    base: BaseModel,
-    equal: Family,
-    num_folders: int,
-    weights: tuple[float, ...],
-    param: str,
-    message: str,
-) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        merge_adapters(
-            equal[:num_folders],
-            weights,
-            tmp_path / "merged",
-            options=MergeOptions(MergeMethod.LINEAR),
-            base=base,
-            max_rank=MAX_RANK,
-        )
-    assert caught.value.param == param
-    assert not list(tmp_path.iterdir())
-
-
-@by_options
-@pytest.mark.parametrize("weight", [1e300, 1e308])
-def test_weights_whose_result_no_number_can_hold_are_refused(
-    tmp_path: Path, base: BaseModel, equal: Family, options: MergeOptions, weight: float
-) -> None:
-    with pytest.raises(ConfigError, match=r"give layers\.0\.self_attn.* Lower them") as caught:
-        merge(equal, tmp_path / "merged", base, options, weights=(weight, weight, weight))
-    assert caught.value.param == "weights"
-    assert not list(tmp_path.iterdir())
-
-
-def test_fp16_that_would_overflow_is_refused(
-    tmp_path: Path, base: BaseModel, equal: Family
-) -> None:
-    folders = [cast(x, tmp_path / x.name, torch.float16) for x in equal]
-    options = MergeOptions(MergeMethod.CAT)
-    with pytest.raises(ConfigError, match=r"beyond 65504, the largest of torch\.float16"):
-        merge(folders, tmp_path / "merged", base, options, weights=(1e7, 1.0, 1.0))
-
-
-def test_cat_beyond_max_rank_is_refused(tmp_path: Path, base: BaseModel, equal: Family) -> None:
-    with pytest.raises(ConfigError, match=r"ranks 8 \+ 8 \+ 8 gives rank 24; max_rank is 23"):
-        merge(equal, tmp_path / "merged", base, MergeOptions(MergeMethod.CAT), max_rank=23)
-    merge(equal, tmp_path / "merged", base, MergeOptions(MergeMethod.CAT), max_rank=24)
-
-
-@pytest.mark.parametrize(("rank", "max_rank", "limit"), [(25, 64, 24), (17, 16, 16)])
-def test_svd_rank_out_of_range_is_refused(
-    tmp_path: Path, base: BaseModel, equal: Family, rank: int, max_rank: int, limit: int
-) -> None:
-    options = MergeOptions(MergeMethod.SVD, rank=rank)
-    with pytest.raises(ConfigError, match=f"rank is {rank}; allowed are 1 to {limit}") as caught:
-        merge(equal, tmp_path / "merged", base, options, max_rank=max_rank)
-    assert caught.value.param == "rank"
-
-
-def test_adapters_of_different_bases_are_refused(
-    tmp_path: Path, tiny_qwen3: Path, base: BaseModel, equal: Family
-) -> None:
-    stranger = make_adapter(tmp_path / "stranger", tiny_qwen3)
-    with pytest.raises(AdapterError, match=r"made for base model .*tiny-qwen3") as caught:
-        merge((equal[0], stranger), tmp_path / "merged", base, MergeOptions(MergeMethod.LINEAR))
-    assert caught.value.param == "base_model_name_or_path"
-    assert not (tmp_path / "merged").exists()
-
-
-def test_output_that_exists_is_refused_and_left_as_it_is(
-    tmp_path: Path, base: BaseModel, equal: Family
-) -> None:
-    kept = tmp_path / "merged" / "kept"
-    kept.parent.mkdir()
-    kept.write_text("precious")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for name in ("merged", "dangling"):
-        with pytest.raises(ConfigError, match=f"output .*{name} exists; .* choose another"):
-            merge(equal, tmp_path / name, base, MergeOptions(MergeMethod.LINEAR))
-    assert kept.read_text() == "precious"
-
-
-def test_output_in_no_folder_is_refused(tmp_path: Path, base: BaseModel, equal: Family) -> None:
-    with pytest.raises(
-        ConfigError, match=r"nowhere, which is no folder\. Create it first"
-    ) as caught:
-        merge(equal, tmp_path / "nowhere" / "x", base, MergeOptions(MergeMethod.LINEAR))
-    assert caught.value.param == "output"
-    assert not list(tmp_path.iterdir())
-
-
-# What a failure leaves behind.
-
-
-def test_a_full_disk_is_a_clear_error_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: BaseModel, equal: Family
-) -> None:
-    def fail(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"the first half")
-        raise safetensors.SafetensorError("No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", fail)
-    with pytest.raises(ConfigError, match=r"cannot be written .*No space left") as caught:
-        merge(equal, tmp_path / "merged", base, MergeOptions(MergeMethod.LINEAR))
-    assert caught.value.param == "output"
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_interrupt_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: BaseModel, equal: Family
-) -> None:
-    def interrupt(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"the first half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(safetensors.torch, "save_file", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        merge(equal, tmp_path / "merged", base, MergeOptions(MergeMethod.LINEAR))
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_output_that_appears_meanwhile_is_not_overwritten(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: BaseModel, equal: Family
-) -> None:
-    save = safetensors.torch.save_file
-    kept = tmp_path / "merged" / "kept"
-
-    def save_late(tensors: Any, path: Path, metadata: Any) -> None:
-        save(tensors, path, metadata=metadata)
-        kept.parent.mkdir()
-        kept.write_text("precious")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", save_late)
-    with pytest.raises(ConfigError, match="cannot be written"):
-        merge(equal, tmp_path / "merged", base, MergeOptions(MergeMethod.LINEAR))
-    assert list(tmp_path.iterdir()) == [kept.parent]
-    assert kept.read_text() == "precious"
