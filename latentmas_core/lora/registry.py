@@ -4,7 +4,7 @@ adapters:
   - name: my_medical
     path: owner/name                 # of the hub, or a folder
     base_model: Qwen2.5-3B-Instruct
-    domain: medical                  # optional, as are revision and pinned
+    domain: medical                  # optional, as are description, revision and pinned
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +20,7 @@ from latentmas_core.lora.base_model import is_same_base
 from latentmas_core.names import Name
 from latentmas_core.validation import validated
 
+_FIELDS = "name, path, base_model and, if wanted, domain, description, revision, pinned"
 SHIPPED = Path(__file__).with_name("registry.yaml")
 
 
@@ -30,6 +31,7 @@ class AdapterEntry(FrozenModel):
     path: Text
     base_model: Text
     domain: str = ""
+    description: str = ""
     revision: Text | None = None
     pinned: bool = False
 
@@ -90,15 +92,16 @@ def read_entries(path: Path) -> dict[str, AdapterEntry]:
             f"adapter registry {str(path)!r} cannot be read: {error.strerror}. Check the path.",
             param="registries",
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are no text, a date that is none
         raise ConfigError(
-            f"adapter registry {str(path)!r} is not valid YAML: {error}.", param="registries"
+            f"adapter registry {str(path)!r} is not valid YAML: {error}. Correct the file.",
+            param="registries",
         ) from error
     listed = document.get("adapters") if isinstance(document, dict) else None
     if not isinstance(listed, list) or set(document) != {"adapters"}:
         raise ConfigError(
             f"adapter registry {str(path)!r} must hold one key, 'adapters', with a list of "
-            "entries: name, path, base_model and, if wanted, domain, revision, pinned.",
+            f"entries that have {_FIELDS}. Correct the file.",
             param="registries",
         )
     entries: dict[str, AdapterEntry] = {}
@@ -116,8 +119,11 @@ def read_entries(path: Path) -> dict[str, AdapterEntry]:
 def _entry(path: Path, index: int, fields: Any) -> AdapterEntry:
     where = f"adapter registry {str(path)!r}, entry {index + 1}"
     if not isinstance(fields, dict):
-        raise ConfigError(f"{where} is no mapping but {fields!r}.", param="registries")
+        raise ConfigError(
+            f"{where} is {fields!r}; it must be a mapping with {_FIELDS}. Correct it.",
+            param="registries",
+        )
     try:
         return validated(AdapterEntry, fields)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error.message}", param="registries") from None
+        raise ConfigError(f"{where}: {error.message} Correct it.", param="registries") from None

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from latentmas_core.errors import AdapterError, ConfigError, NotFoundError
 from latentmas_core.lora.registry import AdapterRegistry, check_base
@@ -79,6 +80,8 @@ def test_reload_reads_the_files_again(tmp_path: Path) -> None:
         ("adapters: [", "not valid YAML"),
         ("", "one key"),
         ("adapters: {}", "one key"),
+        ("adapters: [2024-99-99]", "not valid YAML"),
+        ("adapters: [{1: 2}]", "name"),
         ("adapters: []\nmore: 1", "one key"),
         ("adapters: [text]", "entry 1"),
         (f"adapters:\n{MINE}{MINE}", "'mine' twice"),
@@ -86,6 +89,7 @@ def test_reload_reads_the_files_again(tmp_path: Path) -> None:
         ("adapters:\n  - {name: x/y, path: a/b, base_model: m}", "name"),
         ("adapters:\n  - {name: x, path: '', base_model: m}", "path"),
         ("adapters:\n  - {name: x, path: a/b, base_model: m, rank: 8}", "rank"),
+        ("adapters:\n  - {name: x, path: a/b, base_model: m, pinned: perhaps}", "pinned got 'per"),
     ],
 )
 def test_broken_file_is_named_and_the_old_table_stays(
@@ -100,6 +104,30 @@ def test_broken_file_is_named_and_the_old_table_stays(
     assert registry.get("mine")
     with pytest.raises(ConfigError, match=named):
         AdapterRegistry([path])
+
+
+def test_later_file_goes_before_an_earlier_one_and_all_of_them_are_kept_if_one_breaks(
+    tmp_path: Path,
+) -> None:
+    first = write(tmp_path / "first.yaml", MINE)
+    last = write(tmp_path / "last.yaml", MINE.replace("me/mine", "you/mine"))
+    registry = AdapterRegistry([first, last])
+    assert registry.get("mine").path == "you/mine"
+    write(first, MINE.replace("name: mine", "name: other"))
+    last.write_text("adapters: [")
+    with pytest.raises(ConfigError, match=r"last\.yaml"):
+        registry.reload()
+    assert registry.get("mine").path == "you/mine"
+    assert "other" not in {entry.name for entry in registry}
+
+
+def test_entry_may_say_more_and_cannot_be_changed(tmp_path: Path) -> None:
+    fields = "description: reads contracts, pinned: true}"
+    registry = AdapterRegistry([write(tmp_path / "mine.yaml", MINE.replace("}", f", {fields}"))])
+    entry = registry.get("mine")
+    assert (entry.description, entry.pinned) == ("reads contracts", True)
+    with pytest.raises(ValidationError, match="frozen"):
+        entry.path = "elsewhere"
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
