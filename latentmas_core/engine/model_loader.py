@@ -31,10 +31,13 @@ from latentmas_core.engine.model_support import (
     refuse_unsupported_tokenizer,
 )
 from latentmas_core.engine.quantization import (
+    BITSANDBYTES_KINDS,
     Quantization,
-    keep_exact,
+    multiply_exactly,
     quantization_config,
     refuse_unless_possible,
+    scales_of,
+    stored_quantization,
 )
 from latentmas_core.engine.quiet import quiet_transformers
 from latentmas_core.errors import ConfigError, ModelError
@@ -134,28 +137,34 @@ def load_model(
 ) -> LoadedModel:
     """Loads the embedded model, a local folder or a model of the hub.
 
-    Raises ModelError when it is missing, broken, or cannot be run exactly.
+    A checkpoint whose weights are quantised already is read as it is; ``quantization`` is left out
+    then, or says the same. Raises ModelError when the model is missing, broken, does not fit, or
+    cannot be run exactly, and when bitsandbytes is needed and missing.
     """
     source = _locate(model_name)
     with quiet_transformers():
         with _failure_named(model_name, source, "config.json"):
             config = AutoConfig.from_pretrained(source)
         refuse_unsupported_config(model_name, config)
+        stored = stored_quantization(config)
+        refuse_unless_possible(model_name, quantization, stored)
+        kind = quantization or stored
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-        if quantization is not None:
-            refuse_unless_possible(model_name, quantization, config)
-            options["quantization_config"] = quantization_config(quantization, dtype)
+        if kind:
             options["device_map"] = {"": device}  # a quantised model stays where it was read to
+        if quantization and not stored:
+            options["quantization_config"] = quantization_config(quantization, dtype)
         with _failure_named(model_name, source, "the tokenizer"):
             tokenizer: Any = AutoTokenizer.from_pretrained(source)
         refuse_unsupported_tokenizer(model_name, tokenizer)
-        with _failure_named(model_name, source, "the weights"):
+        with _fitting(model_name, device), _failure_named(model_name, source, "the weights"):
             model = _read_weights(source, options)
     refuse_unsupported_modules(model_name, model)
-    if quantization is None:
-        _place(model_name, model, device)
-    else:
-        keep_exact(model)
+    if kind in BITSANDBYTES_KINDS:
+        multiply_exactly(model, dtype)
+    elif kind is None:
+        with _fitting(model_name, device):
+            torch.nn.Module.to(model, device)
     model.requires_grad_(False).train(False)
     return LoadedModel(
         name=model_name,
@@ -200,6 +209,8 @@ def _failure_named(model_name: str, source: str, part: str) -> Iterator[None]:
     """Turns whatever the libraries raise over ``part`` into a ModelError with a remedy."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # tokenizers raises Exception itself
         reason = " ".join(str(error).split())[:_MAX_REASON_CHARS] or type(error).__name__
         if Path(source).is_dir():
@@ -228,15 +239,15 @@ def _read_weights(source: str, options: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _place(model_name: str, model: PreTrainedModel, device: torch.device) -> None:
+@contextmanager
+def _fitting(model_name: str, device: torch.device) -> Iterator[None]:
     try:
-        torch.nn.Module.to(model, device)
+        yield
     except torch.OutOfMemoryError as error:
-        num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        reason = " ".join(str(error).split())[:_MAX_REASON_CHARS]
         raise ModelError(
-            f"model {model_name!r} does not fit into the memory of {device}: "
-            f"{num_bytes / 2**30:.1f} GiB of weights in {model.dtype}. "
-            "Use a smaller model, a smaller dtype or another device.",
+            f"model {model_name!r} does not fit into the memory of {device}: {reason}. "
+            "Use a smaller model, a smaller dtype, quantization or another device.",
             param="model_name",
         ) from error
 
@@ -263,7 +274,9 @@ def _fingerprint(model: PreTrainedModel) -> str:
         "parameters": [(name, tuple(parameter.shape)) for name, parameter in parameters],
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
-    sample = torch.cat([_sample(parameter) for _, parameter in parameters])  # [num_sampled]
+    scales = [scales_of(parameter) for _, parameter in parameters]
+    tensors = [parameter for _, parameter in parameters] + [x for x in scales if x is not None]
+    sample = torch.cat([_sample(tensor) for tensor in tensors])  # [num_sampled]
     digest.update(sample.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -20,8 +20,6 @@ NUM_PREFILLED = 9  # the rest comes one by one, through the cache
 BLOCK_SIZE = 4
 MAX_ERROR = {torch.float32: 1e-3}  # relative, of the hidden states
 MAX_ERROR_HALF = 5e-2
-# Inputs that are rounded to 8 bits make several percent of a difference in the last digit.
-MAX_ERROR_INT8 = 0.2
 
 Decoder = Callable[[torch.Tensor, torch.Tensor, AttentionBatch], torch.Tensor]
 
@@ -45,8 +43,6 @@ def refuse_if_different(
         raise _refusal(loaded, "fails on a first step") from error
     deviation = ((hidden - expected).norm() / expected.norm()).item()
     limit = MAX_ERROR.get(expected.dtype, MAX_ERROR_HALF)
-    if getattr(loaded.model, "is_loaded_in_8bit", False):
-        limit = MAX_ERROR_INT8
     if not deviation <= limit:
         raise _refusal(
             loaded, f"is off by {deviation:.1e}, more than {limit:.0e}, from transformers"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from latentmas_core.engine.embedded_model import EMBEDDED_MODEL_NAME
@@ -220,6 +221,17 @@ def test_missing_parameter_is_never_replaced_by_random_numbers(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"missing, the first is 'model\.layers\.1\.mlp\.up_proj"):
         load(folder)
+
+
+def test_model_that_does_not_fit_is_not_called_broken(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", run_out)
+    with pytest.raises(ModelError, match=r"does not fit into the memory of cpu: .* 9\.00 GiB"):
+        load(tiny_llama)
 
 
 def test_weights_of_another_size_are_refused(tiny_qwen3: Path, tmp_path: Path) -> None:
