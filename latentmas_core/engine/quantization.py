@@ -1,8 +1,8 @@
 """Weights kept in 4 or 8 bits by bitsandbytes, and multiplied without rounding anything else.
 
 Adapters are added on top of the quantised layers, never merged into them (QLoRA, Dettmers et al.
-2023). Embeddings, norms and the head stay as they are. A row is computed alike whatever stands
-beside it, which bitsandbytes leaves aside: see ``multiply_exactly``.
+2023). Embeddings, norms and the head stay as they are. In float32 a row is computed alike whatever
+stands beside it, which bitsandbytes by itself does not do: see ``multiply_exactly``.
 """
 
 import importlib.util
@@ -74,20 +74,21 @@ def refuse_unless_possible(model_name: str, asked: Quantization | None, stored: 
 def multiply_exactly(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Have every quantised layer multiply its inputs as they are, and all be computed in ``dtype``.
 
-    Measured on the embedded model with 96 tokens in float32, where logits go up to 38; times on
-    one core of an AVX-512 CPU, for steps of 1 and of 32 rows:
+    Measured on the embedded model with 96 tokens in float32, where logits go up to 38; times of a
+    step of 1 and of 32 rows on one core with AVX-512, where unquantised layers take 48 and 135 ms:
 
-    8bit. bitsandbytes also rounds the inputs to int8 (LLM.int8), but for columns in which any row
-    of the step is large. Beside another sequence that moves a row's logits by 5.5 and changes 15 %
-    of the tokens. With no such columns (threshold 0) rows are independent and the divergence from
-    the unquantised model is 0.064 instead of 0.038, and worse the larger the model. Inputs as they
-    are: independent to 5e-5, divergence 0.005, 55 and 182 ms instead of 68 and 97. It is what
-    bitsandbytes does on a CPU while a model is trained.
+    8bit. bitsandbytes rounds the inputs to int8 too, but for columns in which any row of the step
+    is large (LLM.int8, threshold 6). So a row's logits move by 5.5 beside another sequence, and
+    15 % of the tokens change. With no such columns (threshold 0) rows are independent and the
+    divergence from the unquantised model is 0.064 instead of 0.038; large models cannot do without
+    (Dettmers et al. 2022). With inputs as they are: independent to 5e-5, divergence 0.005, 45 and
+    135 ms instead of 45 and 90 (threshold 0). bitsandbytes does the same on a CPU in training.
 
     4bit. On a CPU with bfloat16 instructions bitsandbytes multiplies in bfloat16, whatever the
-    dtype: the same row in a step of 33 and of 96 differs by 0.36. In float32: by 3e-5, at 58 and
-    179 ms instead of 30 and 123. In bfloat16 those instructions are used; it then rounds as the
-    unquantised model does (0.5 here, 0.6 there).
+    dtype: the same row in a step of 33 and of 96 differs by 0.36. In float32: by 3e-5, at 56 and
+    135 ms instead of 25 and 78. A model in bfloat16 keeps those instructions: it differs by 0.50,
+    unquantised by 0.62. On a card bitsandbytes multiplies in the dtype of the inputs, few rows by
+    another kernel than many: they differ by the rounding of that dtype.
     """
     for parameter in model.parameters():
         if parameter.is_floating_point() and scales_of(parameter) is None:

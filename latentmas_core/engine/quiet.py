@@ -8,12 +8,8 @@ from transformers.utils import logging as transformers_logging
 
 
 def quiet_bitsandbytes() -> None:
-    """Nothing about optional kernels when it is imported, nor about casts at every call.
-
-    PEFT imports it where it is installed.
-    """
-    for module in ("backends.cpu.ops", "autograd._functions"):
-        logging.getLogger(f"bitsandbytes.{module}").setLevel(logging.ERROR)
+    """Nothing about an optional kernel when it is imported; PEFT imports it where it is there."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -44,6 +44,11 @@ def save(loaded: LoadedModel, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def embedded(request: pytest.FixtureRequest, embedded_model_path: Path) -> LoadedModel:
+    return load(embedded_model_path, request.param)
+
+
 # --- an engine over quantised weights ---------------------------------------------------------
 
 
@@ -73,12 +78,11 @@ async def test_rows_do_not_depend_on_their_neighbours(
         assert (await engine.complete(turn)).output_ids == done.output_ids
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_rows_of_the_embedded_model_do_not_depend_on_their_neighbours(
-    embedded_model_path: Path, kind: str
+    embedded: LoadedModel,
 ) -> None:
     """As bitsandbytes multiplies, logits change by 0.4 (4bit) and by 5 (8bit, threshold 6)."""
-    model: Any = load(embedded_model_path, kind).model
+    model: Any = embedded.model
     ids = torch.randint(1000, 40000, (3, 24), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         together = model(input_ids=ids).logits
@@ -202,17 +206,16 @@ def test_loading_and_running_say_nothing(tiny_llama: Path) -> None:
 # --- the self-check of unfamiliar structures --------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_self_check_holds_at_the_limits_of_unquantised_models(
-    embedded_model_path: Path, kind: str
-) -> None:
+def test_self_check_holds_at_the_limits_of_unquantised_models(embedded: LoadedModel) -> None:
     """Measured: off by 1e-6, with a limit of 1e-3. With inputs rounded to 8 bits it was 4e-2."""
-    loaded = load(embedded_model_path, kind)
-    model: Any = loaded.model
-    expected = reference_hidden(loaded)
+    model: Any = embedded.model
+    expected = reference_hidden(embedded)
     model.set_attn_implementation(ATTENTION_NAME)
-    decoder = PlainDecoder(model.model)
-    refuse_if_different(loaded, decoder, model.get_input_embeddings(), expected)
+    try:
+        decoder = PlainDecoder(model.model)
+        refuse_if_different(embedded, decoder, model.get_input_embeddings(), expected)
+    finally:
+        model.set_attn_implementation("sdpa")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
