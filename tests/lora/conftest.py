@@ -1,6 +1,6 @@
 """Adapters over tiny models, made once per run, and engines that are checked and closed."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,11 +8,10 @@ import torch
 
 from latentmas_core.engine.engine import Engine
 from latentmas_core.lora.base_model import BaseModel
-from tests.engine.engines import OpenEngine, assert_nothing_left, load_plain, make_engine
+from tests.engine.engines import OpenEngine, assert_nothing_left, make_engine
 from tests.lora.adapters import greedy_ids, lone_peft, make_adapter
 from tests.lora.merges import ATTENTION, RSLORA, Family, base_of
 from tests.lora.speaking import NUM_TOKENS, PROMPT
-from tests.lora.stage import Stage
 
 RANKS = (1, 4, 8, 16, 33, 64)
 
@@ -45,12 +44,6 @@ async def open_engine() -> AsyncIterator[OpenEngine]:
     finally:
         for engine in engines:
             engine.close()
-
-
-@pytest.fixture
-def open_stage(tiny_llama: Path) -> Callable[..., Stage]:
-    """``Stage`` over a tiny model that is never asked."""
-    return lambda **settings: Stage(load_plain(tiny_llama), **settings)
 
 
 @pytest.fixture(scope="session")
