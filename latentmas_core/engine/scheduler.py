@@ -3,7 +3,8 @@
 Rows of sequences that think or speak go first, one each; what is left of the step's budget goes to
 prompts, in chunks, the kind of sequence that was served least first. A sequence starts when its
 adapters are on the device and it has blocks. When a speaking sequence finds no block, idle adapters
-and idle memories are moved out of the pool, then the youngest sequence is preempted.
+and idle memories are moved out of the pool, but not the adapters of the one that waits first; then
+the youngest sequence is preempted.
 """
 
 from collections.abc import Sequence as SequenceOf
@@ -15,7 +16,7 @@ from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.sequence import Sequence
 from latentmas_core.lora.arena import Berth
 from latentmas_core.lora.cached_adapter import Readiness
-from latentmas_core.lora.mix import AdapterMix
+from latentmas_core.lora.mix import NO_ADAPTERS, AdapterMix
 
 
 class ScheduledRows(NamedTuple):
@@ -41,6 +42,7 @@ class AdapterAccess(Protocol):
 
     def hold(self, mix: AdapterMix) -> None: ...
     def drop(self, mix: AdapterMix) -> None: ...
+    def keep(self, mix: AdapterMix) -> None: ...
     def request(self, mix: AdapterMix, *, is_first: bool) -> Readiness: ...
     def acquire(self, mix: AdapterMix) -> list[Berth]: ...
     def release(self, mix: AdapterMix) -> None: ...
@@ -141,7 +143,10 @@ class Scheduler:
         self.stuck = None
         is_first = True
         kept_back: str | None = None
+        self.adapters.keep(NO_ADAPTERS)
         for sequence in self.waiting.in_turn():
+            if is_first:
+                self.adapters.keep(sequence.mix)
             if budget == 0 or len(self.running) >= self.max_num_seqs:
                 return
             if kept_back in sequence.mix.digests:
@@ -227,7 +232,7 @@ class Scheduler:
         num_missing -= len(sequence.block_table)
         while num_missing > 0 and not self.make_room(num_missing):
             victim = self.running[-1]
-            assert victim is not sequence or len(self.running) > 1, (
+            assert victim is not sequence or len(self.running) > 1 or self.waiting, (
                 f"{sequence} needs {num_missing} blocks of an empty pool; it was not checked"
             )
             scheduled.pop(victim.sequence_id, None)

@@ -138,6 +138,11 @@ class Sequence:
         return self.num_computed >= len(self.token_ids) + self.num_latents_due
 
     @property
+    def has_begun(self) -> bool:
+        """Whether its prompt was answered by a thought or a token, even if it waits again."""
+        return self.num_executed_steps > 0 or bool(self.output_ids)
+
+    @property
     def next_row(self) -> NextRow:
         if len(self.latents) < self.num_latents_due:
             return NextRow.LATENT

@@ -158,13 +158,23 @@ class Stepper:
     def register(self, spec: AdapterSpec, packed: PackedAdapter) -> AdapterSpec:
         """Make an adapter known; raises AdapterError if it cannot be."""
         if spec.is_pinned:
+            self.adapters.check_name(spec)
             self._check_pin(spec)
         return self.adapters.register(spec, packed)
 
     def _check_pin(self, spec: AdapterSpec) -> None:
         """What is pinned never gives way, so every turn that was let in must fit beside it."""
         num_pinned = self.adapters.num_pinned_blocks + self.adapters.num_blocks_for(spec)
+        max_loaded = self.adapters.max_loaded
         for sequence in self._sequences.values():
+            num_places = self.adapters.num_reserved_places(sequence.mix, pinned=spec.digest)
+            if num_places > max_loaded:
+                raise AdapterError(
+                    f"adapter {spec.name!r} cannot be pinned now: beside the pinned ones and those "
+                    f"of a request under way it would be number {num_places}, and "
+                    f"max_loaded_adapters is {max_loaded}. Try again later, or raise it.",
+                    param="pinned",
+                )
             num_slots = sequence.num_memory_rows + sequence.max_rows
             num_blocks = self.blocks.num_blocks_for(num_slots) + 1
             num_blocks += self.adapters.num_reserved_blocks(sequence.mix)
@@ -178,7 +188,16 @@ class Stepper:
                 )
 
     def _check_room(self, sequence: Sequence) -> None:
-        """Its rows must fit beside its adapters and those that are pinned."""
+        """Its rows and its adapters must fit beside those that are pinned."""
+        num_places = self.adapters.num_reserved_places(sequence.mix)
+        max_loaded = self.adapters.max_loaded
+        if num_places > max_loaded:
+            raise AdapterError(
+                f"agent {sequence.turn.agent!r} needs {len(sequence.mix.digests)} adapters, with "
+                f"the pinned ones {num_places}; max_loaded_adapters is {max_loaded}. Unpin one, "
+                "use fewer, or raise max_loaded_adapters.",
+                param="adapters",
+            )
         self.limits.check_slots(
             sequence.turn,
             num_reserved=self.adapters.num_reserved_blocks(sequence.mix) * self.blocks.block_size,
@@ -204,7 +223,11 @@ class Stepper:
 
     def _refuse_late(self) -> None:
         """Fail what waits and cannot meet its deadline any more, even if it started now."""
-        waiting = [s for s in self.scheduler.waiting if s.turn.deadline is not None]
+        waiting = [
+            sequence
+            for sequence in self.scheduler.waiting
+            if sequence.turn.deadline is not None and not sequence.has_begun
+        ]
         if not waiting:
             return
         now = time.monotonic()

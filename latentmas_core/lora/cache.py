@@ -6,7 +6,8 @@
 Used by the engine's thread alone; reading and copying are done by a loader's threads, which post
 the outcome back. An adapter is *idle* while no running turn refers to it; only idle adapters that
 nobody pinned are evicted, longest unused first. One that was loaded for a turn that waits is
-*claimed*: only the first in the queue may take its place, so nobody waits for ever.
+*claimed*: only the first in the queue may take its place. What the first in the queue needs is
+*kept*: nobody takes its place. So nobody waits for ever.
 """
 
 import logging
@@ -56,7 +57,7 @@ class AdapterCache:
     ) -> None:
         self._arena = arena
         self._loader = loader
-        self._max_loaded = max_loaded
+        self.max_loaded = max_loaded
         self._max_host = max_host
         self._make_room = make_room
         self._on_failure = on_failure
@@ -64,6 +65,7 @@ class AdapterCache:
         self._adapters: dict[str, CachedAdapter] = {}
         self._on_device: OrderedDict[str, CachedAdapter] = OrderedDict()  # longest unused first
         self._on_host: OrderedDict[str, CachedAdapter] = OrderedDict()
+        self._kept = NO_ADAPTERS
         self.num_loads = 0
         self.num_evictions = 0
 
@@ -85,6 +87,20 @@ class AdapterCache:
 
     def register(self, spec: AdapterSpec, packed: PackedAdapter) -> AdapterSpec:
         """Make an adapter known; a pinned one is brought to the device and stays there."""
+        self.check_name(spec)
+        self._check_fits(spec)
+        adapter = self._adapters.setdefault(spec.digest, CachedAdapter(spec, packed))
+        if spec.is_pinned:
+            self._pin(adapter, spec.name)
+        else:
+            adapter.pinned_by.discard(spec.name)
+        adapter.names.add(spec.name)
+        self._names[spec.name] = spec
+        self._keep_on_host(adapter, packed)
+        return spec
+
+    def check_name(self, spec: AdapterSpec) -> None:
+        """Raises AdapterError if the name is in use for another adapter."""
         known = self._names.get(spec.name)
         if known is not None and known.digest != spec.digest:
             raise AdapterError(
@@ -92,14 +108,6 @@ class AdapterCache:
                 f"({known.digest[:12]}). Unload it first, or choose another name.",
                 param="name",
             )
-        self._check_fits(spec)
-        adapter = self._adapters.setdefault(spec.digest, CachedAdapter(spec, packed))
-        adapter.names.add(spec.name)
-        if spec.is_pinned:
-            self._pin(adapter, spec.name)
-        self._names[spec.name] = spec
-        self._keep_on_host(adapter, packed)
-        return spec
 
     def unregister(self, name: str) -> None:
         """Forget a name; the adapter goes when the last turn that has it has ended."""
@@ -123,6 +131,10 @@ class AdapterCache:
             if adapter.num_holds == 0:
                 adapter.is_claimed = False
             self._drop_if_unused(adapter)
+
+    def keep(self, mix: AdapterMix) -> None:
+        """What the first in the queue needs gives way to nobody, until another is the first."""
+        self._kept = mix
 
     def request(self, mix: AdapterMix, *, is_first: bool) -> Readiness:
         """Whether a turn can run with its adapters; starts to load what is missing."""
@@ -163,7 +175,7 @@ class AdapterCache:
         ]
 
     def is_full(self) -> bool:
-        return len(self._on_device) >= self._max_loaded
+        return len(self._on_device) >= self.max_loaded
 
     @property
     def num_idle_blocks(self) -> int:
@@ -200,6 +212,11 @@ class AdapterCache:
         own = [a.spec for a in self._members(mix) if not a.pinned_by]
         return self.num_pinned_blocks + sum(map(self.num_blocks_for, own))
 
+    def num_reserved_places(self, mix: AdapterMix, *, pinned: str | None = None) -> int:
+        """Adapters on the device while a turn runs: its own, the pinned ones and ``pinned``."""
+        digests = {digest for digest, adapter in self._adapters.items() if adapter.pinned_by}
+        return len(digests.union(mix.digests, filter(None, [pinned])))
+
     def stats(self) -> AdapterStats:
         return AdapterStats(
             num_registered=len(self._names),
@@ -227,7 +244,7 @@ class AdapterCache:
             assert (adapter.berth is not None) == (digest in self._on_device), f"{name}: berth"
             assert (adapter.packed is not None) == (digest in self._on_host), f"{name}: host"
             assert adapter.names or adapter.num_holds or adapter.is_loading, f"{name} is left over"
-        assert len(self._on_device) <= max(self._max_loaded, 0), "more adapters than allowed"
+        assert len(self._on_device) <= max(self.max_loaded, 0), "more adapters than allowed"
         assert len(self._on_host) <= self._max_host, "more adapters in host memory than allowed"
 
     # Moves.
@@ -287,8 +304,12 @@ class AdapterCache:
         return [
             adapter
             for adapter in self._on_device.values()
-            if adapter.num_refs == 0 and not adapter.is_loading and not adapter.pinned_by
+            if adapter.num_refs == 0
+            and not (adapter.is_loading or adapter.pinned_by or self._is_kept(adapter))
         ]
+
+    def _is_kept(self, adapter: CachedAdapter) -> bool:
+        return adapter.num_holds > 0 and adapter.spec.digest in self._kept.digests
 
     def _evict(self, adapter: CachedAdapter) -> None:
         self._leave_device(adapter)
@@ -326,7 +347,6 @@ class AdapterCache:
 
     def _pin(self, adapter: CachedAdapter, name: str) -> None:
         if adapter.berth is None and not self._load(adapter, NO_ADAPTERS, is_first=True):
-            adapter.names.discard(name)
             self._drop_if_unused(adapter)
             raise AdapterError(
                 f"adapter {name!r} cannot be pinned: every place on the device is in use or "

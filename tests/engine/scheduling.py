@@ -61,6 +61,8 @@ class NoAdapters:
 
     def drop(self, mix: AdapterMix) -> None: ...
 
+    def keep(self, mix: AdapterMix) -> None: ...
+
     def request(self, mix: AdapterMix, *, is_first: bool) -> Readiness:
         return Readiness.READY
 
