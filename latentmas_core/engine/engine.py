@@ -7,11 +7,12 @@ sequence; others post commands to its inbox and receive events.
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 
@@ -25,6 +26,7 @@ from latentmas_core.engine.model_loader import (
     resolve_device,
     resolve_dtype,
 )
+from latentmas_core.engine.quiet_threads import QuietThreads
 from latentmas_core.engine.reprefill import prefill_memory
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.sequence import EventSink
@@ -38,6 +40,8 @@ from latentmas_core.latent.memory import Memory, MergeRule, check_same_model, me
 from latentmas_core.latent.segment import Segment, SegmentTensors
 from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.cached_adapter import AdapterSpec, AdapterState
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -178,8 +182,12 @@ class Engine:
                 param="name",
             )
         loader = self.stepper.loader
-        spec, packed = await asyncio.to_thread(loader.read, name, folder, is_pinned=is_pinned)
+        spec, packed = await self.run_beside(lambda: loader.read(name, folder, is_pinned=is_pinned))
         return await self._inbox.call(lambda: self.stepper.register(spec, packed))
+
+    async def run_beside(self, function: Callable[[], T]) -> T:
+        """Run something that computes with torch beside the steps, which it does not slow down."""
+        return await asyncio.wrap_future(self._beside.submit(function))
 
     async def unload_adapter(self, name: str) -> None:
         """Forget a name; turns that have its adapter finish first. NotFoundError."""
@@ -242,6 +250,7 @@ class Engine:
                 logger.exception("the engine ends: its counts cannot be trusted any more")
                 end = EngineError("the engine failed and is closed. Start it again.")
             self._is_closed = True
+            self._beside.close(waits=False)
             self.stepper.close(end)
 
     def _set_up(self, loaded: LoadedModel) -> None:
@@ -252,6 +261,7 @@ class Engine:
         self.fingerprint = loaded.fingerprint
         self.shape = loaded.shape
         self.tokenizer = loaded.tokenizer
+        self._beside = QuietThreads(1, name="beside")
         self.stepper = Stepper(self.config, loaded, post=self._inbox.post)
         self.limits = self.stepper.limits
 

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -67,6 +68,14 @@ _UNDERSTOOD = {
 _UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")
 
 
+# Numbers of these kinds are finite unless all bits of the exponent are set.
+_EXPONENT_BITS: Mapping[torch.dtype, np.unsignedinteger[Any]] = {
+    torch.float32: np.uint32(0x7F80_0000),
+    torch.float16: np.uint16(0x7C00),
+    torch.bfloat16: np.uint16(0x7F80),
+}
+
+
 class LoRAPair(NamedTuple):
     """a: [rank, in_features], b: [out_features, rank]; y = x W^T + scaling (x a^T) b^T."""
 
@@ -98,7 +107,9 @@ def read_checkpoint(folder: Path, base: BaseModel, *, max_rank: int) -> LoRAChec
     _check_base(folder, config, base)
     _check_rank(folder, config, max_rank)
     weights_bytes = _read_bytes(folder, WEIGHTS_FILE, max_file_bytes(base, config.r))
-    weights = _pair(folder, _parse_weights(folder, weights_bytes), base, config.r)
+    tensors = _parse_weights(folder, weights_bytes)
+    weights = _pair(folder, tensors, base, config.r)
+    _refuse_infinite(folder, tensors, weights_bytes)
     _check_targets(folder, config.target_modules, {target for _, target in weights}, base)
     return LoRACheckpoint(
         digest=_digest(config_bytes, weights_bytes),
@@ -175,6 +186,7 @@ def _lora_config(values: Mapping[str, Any]) -> Any:
     return _peft().LoraConfig(**values)
 
 
+@cache
 def _peft() -> Any:
     """Takes seconds to import, and many a service has no adapter."""
     quiet_bitsandbytes()
@@ -261,13 +273,13 @@ def _parse_weights(folder: Path, content: bytes) -> dict[str, torch.Tensor]:
 def _pair(
     folder: Path, tensors: Mapping[str, torch.Tensor], base: BaseModel, rank: int
 ) -> dict[tuple[int, str], LoRAPair]:
-    """Every tensor in its place, each of the right shape and finite, none missing or too many."""
+    """Every tensor in its place, each of the right shape, none missing or too many."""
     found: dict[tuple[int, str, str], torch.Tensor] = {}
     for name, tensor in tensors.items():
         layer, target, matrix = _place_of(folder, name, base)
         out_features, in_features = base.targets[target]
         expected = (rank, in_features) if matrix == "A" else (out_features, rank)
-        _check_tensor(folder, name, tensor, expected)
+        _check_shape(folder, name, tensor, expected)
         found[layer, target, matrix] = tensor
     targets = {target for _, target, _ in found}
     if not targets:
@@ -326,16 +338,36 @@ def _place_of(folder: Path, name: str, base: BaseModel) -> tuple[int, str, str]:
     return layer, match["target"], match["matrix"]
 
 
-def _check_tensor(folder: Path, name: str, tensor: torch.Tensor, expected: tuple[int, int]) -> None:
+def _check_shape(folder: Path, name: str, tensor: torch.Tensor, expected: tuple[int, int]) -> None:
     if tuple(tensor.shape) != expected:
         raise AdapterError(
             f"adapter {folder}: {name} has shape {tuple(tensor.shape)}; for its rank and this base "
             f"model it must be {expected}. It was made for another model, or is damaged.",
             param="base_model_name_or_path",
         )
-    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-        raise AdapterError(
-            f"adapter {folder}: {name} holds numbers that are not finite. Its training diverged, "
-            "or the file is damaged.",
-            param="path",
-        )
+
+
+def _refuse_infinite(folder: Path, tensors: Mapping[str, torch.Tensor], content: bytes) -> None:
+    if _is_finite(tensors, content):
+        return
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise AdapterError(
+                f"adapter {folder}: {name} holds numbers that are not finite. Its training "
+                "diverged, or the file is damaged.",
+                param="path",
+            )
+
+
+def _is_finite(tensors: Mapping[str, torch.Tensor], content: bytes) -> bool:
+    """Whether all weights are, seen at once where they are of one kind; False if not known.
+
+    On this thread alone: a check of tensor after tensor takes turns with the engine's thread.
+    """
+    kinds = {tensor.dtype for tensor in tensors.values()}
+    mask = _EXPONENT_BITS.get(next(iter(kinds)))
+    if len(kinds) > 1 or mask is None:
+        return False
+    start = 8 + int.from_bytes(content[:8], "little")  # the length of the header, and the header
+    bits = np.frombuffer(content, mask.dtype, offset=start)
+    return bool(((bits & mask) != mask).all())

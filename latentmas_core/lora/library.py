@@ -1,9 +1,9 @@
 """Brings adapters from where they are written down, a folder or the hub, into an engine."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ from latentmas_core.lora.merging import merge_adapters
 from latentmas_core.lora.registry import AdapterRegistry, check_base
 from latentmas_core.lora.source import locate_adapter
 from latentmas_core.names import Name
+
+T = TypeVar("T")
 
 
 class AdapterSource(FrozenModel):
@@ -51,6 +53,7 @@ class LibraryEngine(Protocol):
     @property
     def max_lora_rank(self) -> int: ...
     def adapter(self, name: str) -> AdapterSpec: ...
+    async def run_beside(self, function: Callable[[], T]) -> T: ...
     async def load_adapter(
         self, name: str, folder: Path, *, is_pinned: bool = False
     ) -> AdapterSpec: ...
@@ -107,14 +110,16 @@ class AdapterLibrary:
         self, name: str, adapters: Mapping[str, float], output: Path, options: MergeOptions
     ) -> AdapterSpec:
         """Merge loaded adapters, by their names and weights, into a new folder, and load that."""
-        await asyncio.to_thread(
-            merge_adapters,
-            [self._engine.adapter(merged).folder for merged in adapters],
-            list(adapters.values()),
-            output,
-            options=options,
-            base=self._engine.adapter_base,
-            max_rank=self._engine.max_lora_rank,
+        folders = [self._engine.adapter(merged).folder for merged in adapters]
+        await self._engine.run_beside(
+            lambda: merge_adapters(
+                folders,
+                list(adapters.values()),
+                output,
+                options=options,
+                base=self._engine.adapter_base,
+                max_rank=self._engine.max_lora_rank,
+            )
         )
         return await self.load(AdapterSource(name=name, path=str(output)))
 

@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
+from latentmas_core.engine.quiet_threads import QuietThreads
 from latentmas_core.errors import AdapterError, LatentMASError
 from latentmas_core.lora.arena import fill
 from latentmas_core.lora.base_model import BaseModel
@@ -36,7 +36,7 @@ class AdapterLoader:
         self._is_pinned = device.type == "cuda"
         self._max_rank = max_rank
         self._post = post
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="latentmas-adapters")
+        self._threads = QuietThreads(NUM_THREADS, name="adapters")
 
     def read(
         self, name: str, folder: Path, *, is_pinned: bool = False
@@ -65,7 +65,7 @@ class AdapterLoader:
 
     def close(self) -> None:
         """Wait for what is being loaded; nothing writes to the device any more."""
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.close(waits=True)
 
     def _load(
         self,

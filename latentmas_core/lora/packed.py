@@ -67,9 +67,10 @@ def pack_adapter(
     layout = AdapterLayout.of(base, checkpoint.targets, checkpoint.rank)
     a = torch.empty(base.num_layers, layout.num_a, dtype=dtype, pin_memory=is_pinned)
     b = torch.empty(base.num_layers, layout.num_b, dtype=dtype, pin_memory=is_pinned)
-    for (layer, target), pair in checkpoint.weights.items():
-        span = layout.spans[target]
-        a[layer].narrow(0, span.a_start, pair.a.numel()).copy_(pair.a.flatten())
-        scaled = pair.b.float().t() * checkpoint.scaling
-        b[layer].narrow(0, span.b_start, pair.b.numel()).copy_(scaled.flatten())
+    for target, span in layout.spans.items():
+        pairs = [checkpoint.weights[layer, target] for layer in range(base.num_layers)]
+        shrinks = torch.stack([pair.a for pair in pairs])
+        expands = torch.stack([pair.b for pair in pairs]).float().transpose(1, 2)
+        a[:, span.a_start :][:, : shrinks[0].numel()] = shrinks.flatten(1)
+        b[:, span.b_start :][:, : expands[0].numel()] = (expands * checkpoint.scaling).flatten(1)
     return PackedAdapter(checkpoint.digest, layout, a, b)
