@@ -189,10 +189,10 @@ async def test_base_rows_are_untouched_in_every_position_with_all_places_full(
         assert answers[position] == base
     logits.clear()
     await asyncio.gather(speak(engine), *(speak(engine, str(rank)) for rank in RANKS))
-    num_rows = len(RANKS) + 1
-    # Base rows stand first in a step; the first step after the last prompt holds one of each.
-    found = torch.stack(logits)[-num_rows * (NUM_TOKENS - 2) :: num_rows]
-    assert_close(found, expected[-len(found) :], atol=ATOL, rtol=0)
+    # Which rows share a step depends on when each came: look for each row of the base among all.
+    found = torch.stack(logits)
+    distances = (found[:, None] - expected).abs().amax(dim=-1)
+    assert distances.min(dim=0).values.max() <= ATOL
 
 
 async def test_bfloat16_stays_within_its_own_rounding(
