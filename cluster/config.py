@@ -3,7 +3,7 @@
 Knows names of agents, not what they are; an unknown key is an error that names it.
 """
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,26 +14,102 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ScalingConfig(StrictModel):
+    """How the number of a group's replicas follows its load.
+
+    A replica is loaded when its requests hold ``target_kv_usage`` of its KV blocks, or when
+    ``target_ongoing_requests`` run and wait on it; there are as many replicas as keep both at their
+    targets. ``min_replicas`` 0 gives a rarely used group back to the cluster: its first request
+    then waits for a start. More replicas are asked for after ``upscale_delay_s`` of higher load,
+    fewer after ``downscale_delay_s`` of lower.
+    """
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(ge=1)
+    target_ongoing_requests: float = Field(default=16.0, gt=0)
+    target_kv_usage: float = Field(default=0.7, gt=0, le=1)
+    upscale_delay_s: float = Field(default=5.0, ge=0)
+    downscale_delay_s: float = Field(default=60.0, ge=0)
+    interval_s: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _min_is_not_over_max(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas is {self.min_replicas} and max_replicas {self.max_replicas}; "
+                "raise max_replicas or lower min_replicas"
+            )
+        return self
+
+
 class GroupConfig(StrictModel):
     """One Serve deployment: replicas that each hold an engine and host the same agents.
 
-    ``num_cpus`` is also the number of threads of a replica's engine: two engines that share cores
-    slow each other down by far more than half. ``engine`` overrides fields of the common engine
-    options for this group.
+    ``num_replicas`` is fixed; with ``scaling`` it follows the load instead. ``num_cpus`` is also
+    the number of threads of a replica's engine: two engines that share cores slow each other down
+    by far more than half. ``num_gpus`` is a share of one card, or a whole number of cards over
+    which the model is spread. ``gpu_memory_share`` is the share of a card's memory that a replica
+    may take, by default that of the card. ``resident_adapters``: names of loaded adapters that stay
+    on the device here. ``engine`` overrides fields of the common engine options for this group.
+    ``drain_timeout_s``: how long a replica that is to end may go on answering; ``stall_timeout_s``:
+    a step that takes longer makes the replica unhealthy.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
     agents: tuple[str, ...] = Field(min_length=1)
-    num_replicas: int = Field(default=1, ge=1)
+    num_replicas: int | None = Field(default=None, ge=1)
+    scaling: ScalingConfig | None = None
     num_cpus: float = Field(default=1.0, gt=0)
     num_gpus: float = Field(default=0.0, ge=0)
+    gpu_memory_share: float | None = Field(default=None, gt=0, le=1)
+    resident_adapters: tuple[str, ...] = ()
     max_ongoing_requests: int = Field(default=256, ge=1)
     max_queued_requests: int = Field(default=1024, ge=1)
+    drain_timeout_s: float = Field(default=60.0, gt=0)
+    stall_timeout_s: float = Field(default=60.0, gt=0)
     engine: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _has_one_number_of_replicas(self) -> Self:
+        if self.num_replicas is not None and self.scaling is not None:
+            raise ValueError(
+                f"group {self.name!r} has num_replicas and scaling; one of them says how many "
+                "replicas there are. Take the other out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _takes_a_share_of_one_card_or_whole_cards(self) -> Self:
+        if self.num_gpus > 1 and not self.num_gpus.is_integer():
+            raise ValueError(
+                f"group {self.name!r} has num_gpus {self.num_gpus}; a replica takes a share of one "
+                "GPU (at most 1) or a whole number of GPUs. Round it"
+            )
+        if self.gpu_memory_share is not None and self.num_gpus == 0:
+            raise ValueError(
+                f"group {self.name!r} has gpu_memory_share {self.gpu_memory_share} without a GPU. "
+                "Set num_gpus, or take it out"
+            )
+        return self
 
     @property
     def num_threads(self) -> int:
         return max(1, int(self.num_cpus))
+
+    @property
+    def min_replicas(self) -> int:
+        return self.scaling.min_replicas if self.scaling else self.num_replicas or 1
+
+    @property
+    def max_replicas(self) -> int:
+        return self.scaling.max_replicas if self.scaling else self.num_replicas or 1
+
+    @property
+    def device_memory_share(self) -> float | None:
+        """The share of a card's memory that a replica may take; None if it has no part of one."""
+        if self.num_gpus == 0:
+            return None
+        return self.gpu_memory_share or min(1.0, self.num_gpus)
 
 
 class GroupsConfig(StrictModel):
@@ -42,7 +118,7 @@ class GroupsConfig(StrictModel):
     groups: tuple[GroupConfig, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _hosts_each_agent_once(self) -> "GroupsConfig":
+    def _hosts_each_agent_once(self) -> Self:
         group_of: dict[str, str] = {}
         names = [group.name for group in self.groups]
         for name in names:

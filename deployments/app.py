@@ -25,7 +25,7 @@ def build_app(args: AppArgs) -> Application:
 def _bind_group(group: GroupConfig, args: AppArgs) -> Application:
     deployment = AgentGroup.options(  # type: ignore[attr-defined]
         name=group.name,
-        num_replicas=group.num_replicas,
+        num_replicas=group.min_replicas,
         max_ongoing_requests=group.max_ongoing_requests,
         max_queued_requests=group.max_queued_requests,
         ray_actor_options={

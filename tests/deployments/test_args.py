@@ -133,7 +133,7 @@ def test_config_in_the_repository_is_valid_local_and_has_two_groups():
     (application,) = config["applications"]
     args = AppArgs.model_validate(application["args"])
     assert [group.name for group in args.groups] == ["thinkers", "deciders"]
-    assert sum(group.num_cpus * group.num_replicas for group in args.groups) <= 2
+    assert sum(group.num_cpus * group.max_replicas for group in args.groups) <= 2
     assert set(args.offered_pipelines) == {"hierarchical", "sequential", "parallel"}
     assert config["http_options"]["host"] == "127.0.0.1"
     assert application["import_path"] == "deployments.app:build_app"
