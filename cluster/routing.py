@@ -1,0 +1,112 @@
+"""Which replica of a group a call goes to: where its adapters and its memory already are.
+
+What a call needs is read from the ``routing_hint`` of its first argument; without one all replicas
+are equal. Serve pickles this module by value, so it imports nothing of ours.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ray.serve.request_router import (
+    FIFOMixin,
+    PendingRequest,
+    RequestRouter,
+    RunningReplica,
+)
+
+# What a replica reports in ``record_routing_stats``.
+ADAPTERS = "adapters"
+FREE_BLOCKS = "free_blocks"
+
+DEFAULT_MAX_LEAD = 8
+
+
+class RoutingHint(NamedTuple):
+    """What a call needs: names of adapters, and ids of the nodes where its memory lies."""
+
+    adapters: tuple[str, ...] = ()
+    node_ids: tuple[str, ...] = ()
+
+
+class Candidate(NamedTuple):
+    """What is known of a replica. ``num_ongoing``: None if it was not heard of lately."""
+
+    adapters: frozenset[str]
+    node_id: str | None
+    num_ongoing: int | None
+    max_ongoing: int
+    has_free_blocks: bool = True
+
+
+def rank(
+    candidates: Sequence[Candidate], hint: RoutingHint, *, max_lead: int = DEFAULT_MAX_LEAD
+) -> list[list[int]]:
+    """Indices of candidates, best rank first: a later rank is for when an earlier one declines.
+
+    Adapters and memory there; adapters there; memory there; the others; those that are full. A
+    replica is one of the others, whatever it holds, when it has over ``max_lead`` more requests
+    than the least loaded, or no free KV block while another has: what it holds is not worth the
+    wait.
+    """
+    ranks: list[list[int]] = [[] for _ in range(5)]
+    fewest = min((one.num_ongoing or 0 for one in candidates), default=0)
+    can_avoid_full_pools = any(one.has_free_blocks for one in candidates)
+    for index, one in enumerate(candidates):
+        num_ongoing = one.num_ongoing or 0
+        if num_ongoing >= one.max_ongoing:
+            ranks[4].append(index)
+        elif num_ongoing - fewest > max_lead or (can_avoid_full_pools and not one.has_free_blocks):
+            ranks[3].append(index)
+        else:
+            has_adapters = one.adapters.issuperset(hint.adapters)
+            is_near = one.node_id in hint.node_ids
+            ranks[2 * (not has_adapters) + (not is_near)].append(index)
+    return [indices for indices in ranks if indices]
+
+
+class ResidencyRouter(FIFOMixin, RequestRouter):
+    """Prefers replicas that hold what a call needs, as long as it need not wait for them.
+
+    Within a rank the less loaded of two at random, as Serve's own router does ("The power of two
+    choices in randomized load balancing", Mitzenmacher 2001). Residency is a hint: a replica loads
+    what it lacks.
+    """
+
+    def initialize_state(  # type: ignore[override]  # so that a misspelt one is an error
+        self, *, max_lead: int = DEFAULT_MAX_LEAD
+    ) -> None:
+        """``request_router_kwargs`` of the deployment."""
+        self._max_lead = max_lead
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: list[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        if pending_request is not None:
+            # Every replica is offered each time: Serve is to wait a little before it asks again.
+            pending_request.routing_context.should_backoff = True
+        candidates = [self._look_at(replica) for replica in candidate_replicas]
+        ranks = rank(candidates, _hint_of(pending_request), max_lead=self._max_lead)
+        return [[candidate_replicas[i] for i in _two_of(indices)] for indices in ranks]
+
+    def _look_at(self, replica: RunningReplica) -> Candidate:
+        stats = replica.routing_stats
+        return Candidate(
+            adapters=frozenset(stats.get(ADAPTERS, ())),
+            node_id=replica.node_id,
+            num_ongoing=self.replica_queue_len_cache.get(replica.replica_id),
+            max_ongoing=replica.max_ongoing_requests,
+            has_free_blocks=stats.get(FREE_BLOCKS, 1) > 0,
+        )
+
+
+def _hint_of(pending_request: PendingRequest | None) -> RoutingHint:
+    arguments: Sequence[Any] = pending_request.args if pending_request else ()
+    hint = getattr(arguments[0], "routing_hint", None) if arguments else None
+    return hint or RoutingHint()
+
+
+def _two_of(indices: list[int]) -> list[int]:
+    return random.sample(indices, min(2, len(indices)))
