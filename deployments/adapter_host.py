@@ -1,5 +1,6 @@
 """The adapters of one replica: what the config names at the start, and what comes later."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from deployments.adapters import AdapterFailed, LoadedAdapter
@@ -11,11 +12,17 @@ from latentmas_core.lora.registry import AdapterRegistry
 
 
 class AdapterHost:
-    """Loads into one engine. What a client asks for is bound to the roots, the config is not."""
+    """Loads into one engine. What a client asks for is bound to the roots, the config is not.
 
-    def __init__(self, engine: Engine, config: AdaptersConfig) -> None:
+    ``resident``: names of adapters that stay on the device once they are loaded.
+    """
+
+    def __init__(
+        self, engine: Engine, config: AdaptersConfig, *, resident: Iterable[str] = ()
+    ) -> None:
         registry = AdapterRegistry(config.registries)
         self._config = config
+        self._resident = frozenset(resident)
         self._trusted = AdapterLibrary(engine, registry)
         self._guarded = AdapterLibrary(
             engine, registry, roots=config.roots, allows_hub=config.allow_hub
@@ -25,16 +32,16 @@ class AdapterHost:
 
     async def start(self) -> None:
         """Load what the config names; the first that fails ends the start with its error."""
-        for one in self._config.load:
-            if isinstance(one, AdapterSource):
-                await self._trusted.load(one)
-                self._sources[one.name] = one
-            else:
-                await self._trusted.load_from_registry(one)
-                entry = self._trusted.registry.get(one)
-                self._sources[one] = AdapterSource(
-                    name=one, path=entry.path, revision=entry.revision, pinned=entry.pinned
-                )
+        await self.load_configured(self._config.load)
+
+    async def load_configured(self, adapters: Iterable[AdapterSource | str]) -> None:
+        """Load what the operator names, from wherever it is; a name alone is of the registry."""
+        for one in adapters:
+            source = one if isinstance(one, AdapterSource) else self._trusted.source_of(one)
+            if source.name in self._resident:
+                source = source.model_copy(update={"pinned": True})
+            await self._trusted.load(source)
+            self._sources[source.name] = source
 
     async def ensure(self, sources: tuple[AdapterSource, ...]) -> None:
         """Load what other replicas have and this one has not."""
@@ -65,6 +72,16 @@ class AdapterHost:
             for info in infos
             if info.name in self._sources
         ]
+
+    def check_loaded(self, agent: str, names: Iterable[str]) -> None:
+        """Raise NotFoundError for an adapter of an agent that is not loaded here."""
+        for name in names:
+            if name not in self._sources:
+                raise NotFoundError(
+                    f"agent {agent!r} uses adapter {name!r}, which is not loaded here. Name it "
+                    "under adapters.load.",
+                    param=f"agents.{agent}.adapter",
+                )
 
     async def _load(self, source: AdapterSource) -> Any:
         await self._guarded.load(source)

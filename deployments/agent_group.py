@@ -13,17 +13,28 @@ from typing import Any
 
 from ray import serve
 
+from cluster.autoscaling import KV_CAPACITY_TOKENS, KV_TOKENS, NUM_WAITING
+from cluster.routing import ADAPTERS, FREE_BLOCKS
 from deployments.adapter_host import AdapterHost
 from deployments.adapters import AdapterFailed, LoadedAdapter
-from deployments.args import AdaptersConfig
-from deployments.messages import RemoteMemory, StageCall, StageFailed, StageMade, StageMessage
-from deployments.transport import WireSegments, fetch, to_wire
-from latentmas_core.agents.config import AgentConfig
-from latentmas_core.config import EngineConfig
+from deployments.group_setup import GroupSetup
+from deployments.live import read_live_config
+from deployments.messages import (
+    NOWHERE,
+    Place,
+    RemoteMemory,
+    StageCall,
+    StageFailed,
+    StageMade,
+    StageMessage,
+)
+from deployments.transport import WireSegments, fetch, this_place, to_wire
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.errors import LatentMASError
 from latentmas_core.latent.codec import PackedSegments
+from latentmas_core.lora.cached_adapter import AdapterState
+from latentmas_core.lora.choice import names_in
 from latentmas_core.lora.library import AdapterSource
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.runner import StageDone
@@ -36,17 +47,31 @@ logger = logging.getLogger(__name__)
 class AgentGroupServer:
     """What a replica does, without Serve around it; the engine is handed in."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        agents: Mapping[str, AgentConfig],
-        *,
-        latent_steps: int,
-        adapters: AdaptersConfig | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine, setup: GroupSetup, place: Place = NOWHERE) -> None:
         self._engine = engine
-        self.adapters = AdapterHost(engine, adapters or AdaptersConfig())
-        self._worker = StageWorker(engine, agents, default_latent_steps=latent_steps)
+        self._setup = setup
+        self._place = place
+        self._config_error: str | None = None
+        self.adapters = AdapterHost(engine, setup.adapters, resident=setup.resident_adapters)
+        self._worker = StageWorker(engine, setup.roster)
+
+    async def start(self, user_config: Mapping[str, Any] | None = None) -> None:
+        """Load the adapters of the config; the first error ends the start."""
+        await self.adapters.start()
+        await self._apply(user_config or {})
+
+    async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
+        """Exchange agents, latent steps and adapters; stages under way keep theirs.
+
+        A config that is wrong changes nothing: the replica goes on as it is, and its stats and its
+        log say why. Were it to fail here, Serve would replace it, requests and all.
+        """
+        try:
+            await self._apply(user_config or {})
+            self._config_error = None
+        except LatentMASError as error:
+            self._config_error = error.message
+            logger.error("user_config is refused, the last one stays: %s", error.message)
 
     async def run_stage(self, call: StageCall) -> AsyncGenerator[StageMessage | WireSegments, None]:
         """Events, ``StageMade``, then the packed segments; or ``StageFailed``."""
@@ -63,7 +88,7 @@ class AgentGroupServer:
                             continue
                         owned.own(item.memory)
                         packed = await self._pack(item.memory, call)
-                        yield _made(item, packed)
+                        yield self._made(item, packed, call)
                         if packed is not None:
                             yield to_wire(packed)
         except LatentMASError as error:
@@ -71,15 +96,54 @@ class AgentGroupServer:
 
     async def stats(self) -> dict[str, Any]:
         """What the engine holds and has done."""
-        return asdict(await self._engine.stats())
+        return asdict(await self._engine.stats()) | {
+            "replica": self._place.replica,
+            "config_error": self._config_error,
+        }
 
-    def check_health(self) -> None:
-        """Raise if the engine is gone or fails at every step: Serve then replaces the replica."""
+    async def scaling_stats(self) -> dict[str, float]:
+        """What ``cluster.autoscaling`` needs to know.
+
+        A turn that waits is taken to need as many tokens as one that runs. What adapters take is
+        not counted: the idle ones give way.
+        """
+        stats = await self._engine.stats()
+        num_needed: float = stats.num_used_blocks - stats.adapters.num_blocks
+        if stats.num_running:
+            num_needed *= 1 + stats.num_waiting / stats.num_running
+        return {
+            KV_TOKENS: num_needed * stats.block_size,
+            KV_CAPACITY_TOKENS: stats.num_blocks * stats.block_size,
+            NUM_WAITING: stats.num_waiting,
+        }
+
+    async def routing_stats(self) -> dict[str, Any]:
+        """What ``cluster.routing`` needs to know."""
+        stats = await self._engine.stats()
+        adapters = await self._engine.adapters()
+        return {
+            ADAPTERS: [spec.name for spec, state in adapters if state is AdapterState.READY],
+            FREE_BLOCKS: stats.num_blocks - stats.num_used_blocks,
+        }
+
+    async def check_health(self) -> None:
+        """Raise if the engine is gone, stuck, or fails at every step: Serve then replaces the
+        replica."""
         if not self._engine.is_healthy:
             raise RuntimeError("the engine has ended, or its steps fail one after the other")
+        await self._engine.check_responsive()
 
     def close(self) -> None:
         self._engine.close()
+
+    async def _apply(self, user_config: Mapping[str, Any]) -> None:
+        config = read_live_config(user_config)
+        limit = self._engine.config.max_latent_steps
+        roster = config.applied_to(self._setup.roster, max_latent_steps=limit)
+        await self.adapters.load_configured(config.adapters.load)
+        for agent in config.agents:
+            self.adapters.check_loaded(agent, names_in(roster.agents[agent].adapter))
+        self._worker.roster = roster
 
     async def _load(self, remote: RemoteMemory | None) -> ResidentMemory | None:
         if remote is None:
@@ -95,35 +159,39 @@ class AgentGroupServer:
         has_kv = call.request.handoff is Handoff.KV
         return await self._engine.pack(memory, segments, has_kv=has_kv)
 
-
-def _made(done: StageDone[ResidentMemory], packed: PackedSegments | None) -> StageMade:
-    return StageMade(
-        memory=done.memory.memory if done.memory else None,
-        new_segment_ids=tuple(s.segment_id for s in packed.segments) if packed else (),
-        num_bytes=packed.num_bytes if packed else 0,
-        said=done.said,
-        finish_reason=done.finish_reason,
-    )
+    def _made(
+        self, done: StageDone[ResidentMemory], packed: PackedSegments | None, call: StageCall
+    ) -> StageMade:
+        return StageMade(
+            memory=done.memory.memory if done.memory else None,
+            new_segment_ids=tuple(s.segment_id for s in packed.segments) if packed else (),
+            num_bytes=packed.num_bytes if packed else 0,
+            said=done.said,
+            finish_reason=done.finish_reason,
+            num_bytes_read=call.memory.num_bytes if call.memory else 0,
+            place=self._place,
+        )
 
 
 @serve.deployment
 class AgentGroup:
     """The Serve face of ``AgentGroupServer``."""
 
-    async def __init__(  # type: ignore[misc]  # Serve awaits constructors
-        self,
-        engine: EngineConfig,
-        agents: Mapping[str, AgentConfig],
-        latent_steps: int,
-        adapters: AdaptersConfig,
-    ) -> None:
-        self._server = AgentGroupServer(
-            await asyncio.to_thread(Engine, engine),
-            agents,
-            latent_steps=latent_steps,
-            adapters=adapters,
-        )
-        await self._server.adapters.start()
+    async def __init__(self, setup: GroupSetup) -> None:  # type: ignore[misc]  # Serve awaits it
+        engine = await asyncio.to_thread(Engine, setup.engine)
+        self._server = AgentGroupServer(engine, setup, this_place())
+        self._has_started = False
+
+    async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
+        """Serve calls this once behind the constructor, then whenever the config changes.
+
+        A replica that starts with a wrong config fails: it would serve what nobody asked for.
+        """
+        if self._has_started:
+            await self._server.reconfigure(user_config)
+            return
+        await self._server.start(user_config)
+        self._has_started = True
 
     async def run_stage(self, call: StageCall) -> AsyncGenerator[StageMessage | WireSegments, None]:
         async with aclosing(self._server.run_stage(call)) as messages:
@@ -132,6 +200,12 @@ class AgentGroup:
 
     async def stats(self) -> dict[str, Any]:
         return await self._server.stats()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        return await self._server.scaling_stats()
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        return await self._server.routing_stats()
 
     async def load_adapter(self, source: AdapterSource) -> LoadedAdapter | AdapterFailed:
         return await self._server.adapters.load(source)
@@ -142,8 +216,8 @@ class AgentGroup:
     async def adapters(self) -> list[LoadedAdapter]:
         return await self._server.adapters.loaded()
 
-    def check_health(self) -> None:
-        self._server.check_health()
+    async def check_health(self) -> None:
+        await self._server.check_health()
 
     async def __del__(self) -> None:
         self._server.close()

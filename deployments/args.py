@@ -43,6 +43,9 @@ class AppArgs(GroupsConfig):
     pipelines: tuple[PipelineSpec, ...] = ()
     adapters: AdaptersConfig = AdaptersConfig()
     max_ongoing_requests: int = Field(default=256, ge=1)
+    request_timeout_s: float = Field(default=540.0, gt=0)
+    max_stage_attempts: int = Field(default=4, ge=1)
+    max_transfer_bytes: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _hosts_only_agents_it_knows(self) -> Self:

@@ -11,8 +11,9 @@ from deployments.api.adapters import AdapterAdmin, add_adapter_routes
 from deployments.api.errors import ErrorKind, error_response, install_error_handlers
 from deployments.api.streaming import HEADERS, MEDIA_TYPE, server_sent_events
 from deployments.args import AppArgs
+from deployments.budget import TransferBudget
 from deployments.reasoner import Reasoner
-from deployments.transport import GroupHandle
+from deployments.transport import GroupHandle, object_store_bytes
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
 
@@ -44,9 +45,9 @@ def build_http_app(reasoner: Reasoner, admin: AdapterAdmin) -> FastAPI:
         return await reasoner.reason(request)
 
     @app.get("/v1/stats")
-    async def stats() -> dict[str, list[dict[str, Any]]]:
-        """What each replica of each group holds and has done."""
-        return await reasoner.stats()
+    async def stats() -> dict[str, Any]:
+        """What each replica of each group holds and has done, and what is on its way between."""
+        return {"groups": await reasoner.stats(), "transfer": reasoner.transfer()}
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -74,7 +75,9 @@ class Ingress:
 
     def __init__(self, args: AppArgs, handles: Mapping[str, GroupHandle]) -> None:
         admin = AdapterAdmin(args.adapters, args.engine.model_name)
-        self._app = build_http_app(Reasoner(args, handles), admin)
+        max_bytes = args.max_transfer_bytes or max(1, object_store_bytes() // 2)
+        reasoner = Reasoner(args, handles, TransferBudget(max_bytes))
+        self._app = build_http_app(reasoner, admin)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app

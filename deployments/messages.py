@@ -13,12 +13,24 @@ from latentmas_core.request import ReasonRequest
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a stage ran: a replica of its group, and Ray's id of the node."""
+
+    replica: str | None = None
+    node_id: str | None = None
+
+
+NOWHERE = Place()  # where there is no cluster
+
+
+@dataclass(frozen=True)
 class Parcel:
     """Packed segments that lie in the object store. ``ref`` keeps them alive."""
 
     segment_ids: tuple[str, ...]
     ref: Any  # ray.ObjectRef, or the packed segments themselves where there is no object store
     num_bytes: int
+    node_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,10 @@ class RemoteMemory:
 
     memory: Memory
     parcels: tuple[Parcel, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(parcel.num_bytes for parcel in self.parcels)
 
 
 @dataclass(frozen=True)
@@ -45,13 +61,18 @@ class StageCall:
 
 @dataclass(frozen=True)
 class StageMade:
-    """The end of a stage. With ``memory`` the packed new segments follow as the very last item."""
+    """The end of a stage. With ``memory`` the packed new segments follow as the very last item.
+
+    ``num_bytes`` are theirs, ``num_bytes_read`` those that the stage fetched.
+    """
 
     memory: Memory | None
     new_segment_ids: tuple[str, ...]
     num_bytes: int
     said: tuple[Said, ...]
     finish_reason: str
+    num_bytes_read: int = 0
+    place: Place = NOWHERE
 
 
 @dataclass(frozen=True)

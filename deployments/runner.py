@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
+from deployments.budget import TransferBudget
 from deployments.messages import Parcel, RemoteMemory, StageCall, StageMade
 from deployments.transport import GroupHandle, stream_stage
 from latentmas_core.events import Event
@@ -18,13 +19,18 @@ StageItem = Event | StageDone[RemoteMemory]
 class ServeAgentRunner:
     """An ``AgentRunner`` over deployment handles, one per group. No memory passes through it.
 
-    ``adapters``: where those come from that the request needs.
+    ``budget`` counts the memories that it hands out. ``adapters``: where those come from that the
+    request needs.
     """
 
     def __init__(
-        self, handles: Mapping[str, GroupHandle], adapters: Sequence[AdapterSource] = ()
+        self,
+        handles: Mapping[str, GroupHandle],
+        budget: TransferBudget,
+        adapters: Sequence[AdapterSource] = (),
     ) -> None:
         self._handles = handles
+        self._budget = budget
         self._adapters = tuple(adapters)
 
     def think(
@@ -38,7 +44,8 @@ class ServeAgentRunner:
         return self._run(stage, inputs, request)
 
     async def release(self, memory: RemoteMemory) -> None:
-        """Nothing to do: the object store frees a parcel with its last reference."""
+        """The object store frees a parcel with its last reference; the budget is told."""
+        self._budget.drop(memory)
 
     async def _run(
         self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
@@ -56,11 +63,16 @@ class ServeAgentRunner:
                 else:
                     yield message
         assert made is not None, f"stage {stage.name!r} ended without StageMade"
+        left = RemoteMemory(made.memory, parcels) if made.memory else None
+        if left is not None:
+            self._budget.hold(left)
         yield StageDone(
-            memory=RemoteMemory(made.memory, parcels) if made.memory else None,
+            memory=left,
             said=made.said,
             num_bytes=made.num_bytes,
             finish_reason=made.finish_reason,
+            num_bytes_read=made.num_bytes_read,
+            replica=made.place.replica,
         )
 
 

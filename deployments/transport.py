@@ -6,6 +6,8 @@ bytes. The buffer travels as a numpy array: read without copying on the same nod
 a consumer that wrote to it would fail instead of changing the memory of others.
 """
 
+import asyncio
+import logging
 import warnings
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
@@ -14,12 +16,19 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray import serve
+from ray.exceptions import (
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+)
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from deployments.messages import Parcel, StageCall, StageFailed, StageMade
-from latentmas_core.errors import EngineError, LatentMASError
+from deployments.messages import Parcel, Place, StageCall, StageFailed, StageMade
+from latentmas_core.errors import EngineError, LatentMASError, LostError, MemoryLostError
 from latentmas_core.events import Event
 from latentmas_core.latent.codec import KVLayout, PackedSegments, unpack
 from latentmas_core.latent.segment import Segment, SegmentTensors
@@ -27,6 +36,9 @@ from latentmas_core.latent.segment import Segment, SegmentTensors
 GroupHandle = DeploymentHandle[Any]
 
 _FAILURES_OF_RAY = (RayError, RayServeException)
+_FULL = (ObjectStoreFullError, OutOfDiskError)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,12 +67,29 @@ def from_wire(wire: WireSegments) -> PackedSegments:
 
 
 async def fetch(parcels: Iterable[Parcel]) -> dict[str, SegmentTensors]:
-    """The content of parcels by segment id, as views of what lies in the object store."""
+    """The content of parcels by segment id, as views of what lies in the object store.
+
+    Raises MemoryLostError for what is not there any more.
+    """
     contents: dict[str, SegmentTensors] = {}
-    for parcel in parcels:
-        wire = await parcel.ref if isinstance(parcel.ref, ray.ObjectRef) else parcel.ref
+    for wire in await asyncio.gather(*map(_fetch_one, parcels)):
         contents |= unpack(from_wire(wire))
     return contents
+
+
+async def _fetch_one(parcel: Parcel) -> WireSegments:
+    if not isinstance(parcel.ref, ray.ObjectRef):
+        wire: WireSegments = parcel.ref
+        return wire
+    try:
+        wire = await parcel.ref
+    except RayError as error:
+        logger.warning("%d segments cannot be fetched: %s", len(parcel.segment_ids), error)
+        raise MemoryLostError(
+            f"memory of {parcel.num_bytes} bytes was lost on its way between agents, with the node "
+            "that held it. Send the request again."
+        ) from error
+    return wire
 
 
 async def stream_stage(
@@ -80,7 +109,7 @@ async def stream_stage(
         made: StageMade | None = None
         async for ref in refs:
             if made is not None:
-                yield Parcel(made.new_segment_ids, ref, made.num_bytes)
+                yield Parcel(made.new_segment_ids, ref, made.num_bytes, made.place.node_id)
                 continue
             message = await ref
             if isinstance(message, StageFailed):
@@ -101,25 +130,52 @@ async def stream_stage(
 def as_engine_error(error: Exception, group: str) -> LatentMASError:
     """What the caller is told when Ray, not the stage, says that something is wrong.
 
-    EngineError if trying again may help.
+    LostError if the stage may be run again at once, EngineError if it may be later.
     """
-    if isinstance(error, RayTaskError) and isinstance(error.cause, LatentMASError):
-        return error.cause
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, LatentMASError):
+        return cause
+    if isinstance(cause, _FULL):
+        return EngineError(
+            f"the object store of a node of group {group!r} is full. Retry later, lower "
+            "max_transfer_bytes, or give Ray a larger object store."
+        )
     if isinstance(error, BackPressureError):
         return EngineError(f"group {group!r} is overloaded. Retry later.")
     if isinstance(error, DeploymentUnavailableError):
         return EngineError(f"group {group!r} is not available. See its status in the dashboard.")
     if isinstance(error, TaskCancelledError):
-        return EngineError(f"a stage of group {group!r} was cancelled. Send the request again.")
-    if isinstance(error, RayTaskError) and not isinstance(error.cause, _FAILURES_OF_RAY):
+        return LostError(f"a stage of group {group!r} was cancelled. Send the request again.")
+    if not isinstance(cause, _FAILURES_OF_RAY):
         return LatentMASError(f"a stage of group {group!r} failed. See the log of its replica.")
-    return EngineError(f"a replica of group {group!r} was lost. Send the request again.")
+    return LostError(f"a replica of group {group!r} was lost. Send the request again.")
 
 
-async def ask_all_replicas(handle: GroupHandle, method: str, *arguments: Any) -> list[Any]:
-    """The answers of all replicas of a group; EngineError if one of them is gone."""
+async def ask_all_replicas(
+    handle: GroupHandle, method: str, *arguments: Any, can_be_none: bool = False
+) -> list[Any]:
+    """The answers of all replicas of a group; EngineError if one of them is gone.
+
+    Starts no replica: where there may be none, and is none, there is no answer.
+    """
     try:
         answers: list[Any] = await handle.broadcast(method, *arguments).results_async()
     except _FAILURES_OF_RAY as error:
+        if can_be_none and isinstance(error, DeploymentUnavailableError):
+            return []
         raise as_engine_error(error, handle.deployment_name) from error
     return answers
+
+
+def this_place() -> Place:
+    """The replica that asks, and the node that it is on."""
+    return Place(
+        replica=serve.get_replica_context().replica_id.unique_id,
+        node_id=ray.get_runtime_context().get_node_id(),
+    )
+
+
+def object_store_bytes() -> int:
+    """The object stores of all nodes together."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("object_store_memory", 0))

@@ -9,7 +9,10 @@ LatentMASError
 ├── AdapterError           an adapter that is missing, broken, unsupported or made for another base
 │   └── HubError           an adapter that the hub did not hand out: unreachable, refused, unknown
 ├── SegmentError           latent memory that does not fit: another model, a gap, a forbidden join
-└── EngineError            the engine cannot serve: it is closed, overloaded or its step failed
+├── EngineError            the engine cannot serve: it is closed, overloaded or its step failed
+│   └── LostError          what ran a stage is gone; running it again from its inputs may work
+│       └── MemoryLostError  a memory that a stage was to read is gone: who made it runs again
+└── DeadlineError          a request or a stage that did not end in its time
 
 Every message names the field, the value, the limit and the remedy.
 """
@@ -69,3 +72,15 @@ class SegmentError(LatentMASError):
 
 class EngineError(LatentMASError):
     """The engine cannot serve this request: closed, overloaded or failed."""
+
+
+class LostError(EngineError):
+    """What ran this is gone: a replica that died, an engine that was closed."""
+
+
+class MemoryLostError(LostError):
+    """A memory that was to be read is gone, with the node that held it."""
+
+
+class DeadlineError(LatentMASError):
+    """A request or a stage that did not end in its time."""

@@ -30,6 +30,24 @@ class AgentFinished:
 
 
 @dataclass(frozen=True)
+class StageRetried:
+    """What ran a stage was lost, or what it read; its agents start anew."""
+
+    stage: str
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class StageGivenUp:
+    """A stage failed for good, and the run goes on without its agents."""
+
+    stage: str
+    agents: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
 class AnswerDelta:
     """A piece of the speaker's answer; pieces never split a character."""
 
@@ -43,4 +61,12 @@ class AnswerDone:
     result: Result
 
 
-Event = AgentStarted | AgentThought | AgentFinished | AnswerDelta | AnswerDone
+Event = (
+    AgentStarted
+    | AgentThought
+    | AgentFinished
+    | StageRetried
+    | StageGivenUp
+    | AnswerDelta
+    | AnswerDone
+)

@@ -38,11 +38,25 @@ class Carry(StrEnum):
     LATENTS = "latents"
 
 
+class OnExpertFailure(StrEnum):
+    """What becomes of a run when an agent fails that others run beside.
+
+    FAIL: the run fails with it. CONTINUE: whoever reads them all goes on with those that came, and
+    the result says who is missing.
+    """
+
+    FAIL = "fail"
+    CONTINUE = "continue"
+
+
 class ReasonRequest(FrozenModel):
-    """A question with everything that may be chosen per request; None means: as the agent says.
+    """A question with everything that may be chosen per request; None means: as the agent or the
+    pipeline says.
 
     ``adapters`` maps agents to the adapter that each uses in this request, "base" or None for none.
     ``max_wait_s``: an agent that waits so long for its turn, or certainly will, is refused.
+    ``timeout_s``: the answer must be there by then; ``stage_timeout_s``: each stage's work, from
+    when its inputs are there. ``on_expert_failure``: whether the others go on without one of them.
     """
 
     question: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -62,3 +76,6 @@ class ReasonRequest(FrozenModel):
     system_prompt: Text | None = None
     adapters: dict[Text, AdapterChoice | None] = Field(default_factory=dict)
     max_wait_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    timeout_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    stage_timeout_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    on_expert_failure: OnExpertFailure | None = None

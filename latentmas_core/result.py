@@ -1,5 +1,7 @@
 """What a run returns, in process and over HTTP alike."""
 
+from enum import StrEnum
+
 from pydantic import ConfigDict, Field
 
 from latentmas_core.config import FrozenModel
@@ -10,7 +12,8 @@ class AgentTrace(FrozenModel):
     """What one agent really did. ``text`` is empty for an agent that only thought.
 
     ``adapter`` is the name of the adapter that its rows were computed with, or "base";
-    ``adapter_digest`` the SHA-256 of its files.
+    ``adapter_digest`` the SHA-256 of its files. ``started_at``: seconds since 1970, by the clock of
+    the machine that ran it; it was busy from then on for ``latency_ms``.
     """
 
     name: str
@@ -21,6 +24,7 @@ class AgentTrace(FrozenModel):
     latent_steps: int
     prompt_tokens: int
     completion_tokens: int
+    started_at: float
     latency_ms: float
     text: str = ""
 
@@ -41,6 +45,33 @@ class Usage(FrozenModel):
         )
 
 
+class StageStatus(StrEnum):
+    """Whether the agents of a stage take part in the answer."""
+
+    DONE = "done"
+    FAILED = "failed"
+
+
+class StageTrace(FrozenModel):
+    """How the agents of one call fared.
+
+    ``replica`` ran it last, where there are several. Times are since the run began, by the clock of
+    whoever called. ``bytes_in`` of memory were fetched, ``bytes_out`` put where others can fetch
+    them. ``failures`` says what ended each attempt but a good last one.
+    """
+
+    name: str
+    group: str
+    status: StageStatus
+    replica: str | None
+    started_ms: float
+    finished_ms: float
+    bytes_in: int
+    bytes_out: int
+    attempts: int
+    failures: tuple[str, ...] = ()
+
+
 class Transfer(FrozenModel):
     """What hand-offs cost: stages executed, hops between groups, and bytes of memory that stages
     put where others can fetch them."""
@@ -53,7 +84,10 @@ class Transfer(FrozenModel):
 
 
 class Result(FrozenModel):
-    """A final answer and how it came about."""
+    """A final answer and how it came about.
+
+    ``failed_agents`` were to take part and did not; the answer was given without them.
+    """
 
     id: str
     final_answer: str
@@ -63,4 +97,6 @@ class Result(FrozenModel):
     usage: Usage
     latency_ms: float
     transfer: Transfer = Transfer()
+    stages: tuple[StageTrace, ...] = ()
+    failed_agents: tuple[str, ...] = ()
     finish_reason: str = "stop"

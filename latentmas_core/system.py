@@ -29,7 +29,7 @@ from latentmas_core.pipelines.executor import Executor, result_of
 from latentmas_core.pipelines.local_runner import LocalAgentRunner
 from latentmas_core.pipelines.plan import Plan, plan
 from latentmas_core.pipelines.spec import PipelineSpec
-from latentmas_core.pipelines.stage_worker import StageWorker
+from latentmas_core.pipelines.stage_worker import Roster, StageWorker
 from latentmas_core.pipelines.turn_engine import TurnEngine
 from latentmas_core.request import DEFAULT_PIPELINE, Mode, ReasonRequest
 from latentmas_core.result import Result
@@ -114,7 +114,7 @@ class LatentMASSystem:
         self._owns_engine = owns_engine
         self._agents: dict[str, AgentConfig] = {}
         self._added_pipelines: dict[str, PipelineSpec] = {}
-        worker = StageWorker(engine, self._agents, default_latent_steps=latent_steps)
+        worker = StageWorker(engine, Roster(self._agents, latent_steps))
         self._executor = Executor(LocalAgentRunner(worker, engine))
         self._background = BackgroundLoop()
 

@@ -15,6 +15,7 @@ from latentmas_core.errors import (
     AdapterError,
     ConfigError,
     ContextLengthError,
+    DeadlineError,
     EngineError,
     HubError,
     LatentMASError,
@@ -47,6 +48,7 @@ _KINDS: dict[type[LatentMASError], ErrorKind] = {
     AdapterError: ErrorKind(422, "invalid_request_error", "invalid_adapter"),
     SegmentError: ErrorKind(422, "invalid_request_error", "memory_mismatch"),
     ModelError: ErrorKind(500, "server_error", "model_error"),
+    DeadlineError: ErrorKind(504, "server_error", "deadline_exceeded"),
     EngineError: ErrorKind(503, "server_error", "unavailable"),
 }
 

@@ -14,6 +14,8 @@ from latentmas_core.events import (
     AnswerDelta,
     AnswerDone,
     Event,
+    StageGivenUp,
+    StageRetried,
 )
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,10 @@ def describe(event: Event) -> tuple[str, dict[str, Any]]:
             return "agent.thought", {"agent": agent, "latent_steps": latent_steps}
         case AgentFinished(agent, trace):
             return "agent.finished", {"agent": agent, "trace": trace.model_dump(mode="json")}
+        case StageRetried(stage, attempt, reason):
+            return "stage.retried", {"stage": stage, "attempt": attempt, "reason": reason}
+        case StageGivenUp(stage, agents, reason):
+            return "stage.failed", {"stage": stage, "agents": list(agents), "reason": reason}
         case AnswerDelta(text):
             return "answer.delta", {"text": text}
         case AnswerDone(result):

@@ -23,9 +23,10 @@ from latentmas_core.engine.inbox import Inbox
 from latentmas_core.engine.model_loader import (
     LoadedModel,
     load_model,
-    resolve_device,
+    resolve_devices,
     resolve_dtype,
 )
+from latentmas_core.engine.pool_size import limit_memory
 from latentmas_core.engine.quiet_threads import QuietThreads
 from latentmas_core.engine.reprefill import prefill_memory
 from latentmas_core.engine.resident import ResidentMemory
@@ -34,7 +35,7 @@ from latentmas_core.engine.sequence import Sequence as EngineSequence
 from latentmas_core.engine.stats import EngineStats
 from latentmas_core.engine.stepper import Stepper
 from latentmas_core.engine.turn import Turn, TurnDone, TurnEvent
-from latentmas_core.errors import AdapterError, EngineError, LatentMASError
+from latentmas_core.errors import AdapterError, EngineError, LatentMASError, LostError
 from latentmas_core.latent.codec import KVLayout, PackedSegments, pack
 from latentmas_core.latent.memory import Memory, MergeRule, check_same_model, merge
 from latentmas_core.latent.segment import Segment, SegmentTensors
@@ -224,6 +225,17 @@ class Engine:
         """Give a memory back. Does not wait, so it is safe while being cancelled."""
         self._inbox.post(lambda: self.stepper.memories.release(memory))
 
+    async def check_responsive(self) -> None:
+        """Raise EngineError if the thread is stuck: it answers nothing for ``stall_timeout_s``."""
+        timeout_s = self.config.stall_timeout_s
+        try:
+            await asyncio.wait_for(self._inbox.call(lambda: None), timeout_s)
+        except TimeoutError:
+            raise EngineError(
+                f"the engine has been at one step for {timeout_s:g} s (stall_timeout_s): it is "
+                "stuck, or its device is. Start it again, or allow steps more time."
+            ) from None
+
     async def stats(self) -> EngineStats:
         """What the engine holds and has done, between two steps."""
         return await self._inbox.call(self.stepper.stats)
@@ -241,14 +253,14 @@ class Engine:
             is_set_up.set_exception(error)
             return
         is_set_up.set_result(None)
-        end = EngineError("the engine was closed.")
+        end = LostError("the engine was closed.")
         # Whatever happens, nobody waits for an answer that never comes.
         with closing(self._inbox):
             try:
                 self._step_until_closed()
             except Exception:
                 logger.exception("the engine ends: its counts cannot be trusted any more")
-                end = EngineError("the engine failed and is closed. Start it again.")
+                end = LostError("the engine failed and is closed. Start it again.")
             self._is_closed = True
             self._beside.close(waits=False)
             self.stepper.close(end)
@@ -311,10 +323,12 @@ def _deliver(
 
 
 def _load(config: EngineConfig) -> LoadedModel:
-    device = resolve_device(config.device)
+    devices = resolve_devices(config.device, config.num_devices)
+    limit_memory(devices, config.device_memory_share)
     return load_model(
         config.model_name,
-        device=device,
-        dtype=resolve_dtype(config.dtype, device),
+        device=devices[0],
+        further_devices=devices[1:],
+        dtype=resolve_dtype(config.dtype, devices[0]),
         quantization=config.quantization,
     )

@@ -22,7 +22,13 @@ from latentmas_core.engine.scheduler import Scheduler
 from latentmas_core.engine.sequence import NextRow, Sequence
 from latentmas_core.engine.stats import Counters, EngineStats
 from latentmas_core.engine.turn import TextDelta, Thought, TurnDone, TurnEvent
-from latentmas_core.errors import AdapterError, EngineError, LatentMASError
+from latentmas_core.errors import (
+    AdapterError,
+    DeadlineError,
+    EngineError,
+    LatentMASError,
+    LostError,
+)
 from latentmas_core.lora.arena import Arena
 from latentmas_core.lora.cache import AdapterCache
 from latentmas_core.lora.cached_adapter import AdapterSpec
@@ -99,6 +105,7 @@ class Stepper:
 
     def step(self) -> bool:
         """Compute one step; False if nothing could be scheduled."""
+        self._end_overdue()
         self._refuse_late()
         scheduled = self.scheduler.schedule()
         if not scheduled:
@@ -134,7 +141,7 @@ class Stepper:
     def _check_admission(self, sequence: Sequence) -> None:
         limit = self._max_waiting_seqs
         if self._is_closed:
-            raise EngineError("the engine was closed.")
+            raise LostError("the engine was closed.")
         if len(self.scheduler.waiting) >= limit:
             message = f"{limit} requests wait already; max_waiting_seqs is {limit}. Retry later."
             raise EngineError(message)
@@ -241,6 +248,22 @@ class Stepper:
                     f"{missing_s:.2f} s if it started now. Retry later, or allow more time."
                 )
                 self.fail([sequence], error)
+
+    def _end_overdue(self) -> None:
+        """Fail what is not done by the time that it was given."""
+        now = time.monotonic()
+        overdue = [
+            sequence
+            for sequence in self._sequences.values()
+            if sequence.turn.ends_at is not None and sequence.turn.ends_at <= now
+        ]
+        for sequence in overdue:
+            error = DeadlineError(
+                f"agent {sequence.turn.agent!r} was not done in the time that the request allows "
+                "(timeout_s). Allow more time, fewer latent steps or fewer tokens.",
+                param="timeout_s",
+            )
+            self.fail([sequence], error)
 
     def _mend_tables(self, moves: Mapping[int, int]) -> None:
         """Blocks have moved: all tables that name them."""

@@ -30,6 +30,7 @@ class Turn:
     their positions are those of the recalled segment; ``prompt_ids`` stays empty, and the adapters
     are those that the segment was computed with. ``deadline``: a time of ``time.monotonic`` at
     which the first row behind the prompt is due; a turn that cannot meet it is refused.
+    ``ends_at``: one at which the turn is ended, wherever it is.
     """
 
     agent: str
@@ -41,6 +42,7 @@ class Turn:
     recall: Recall | None = None
     adapters: AdapterMix = NO_ADAPTERS
     deadline: float | None = None
+    ends_at: float | None = None
 
     @property
     def mix(self) -> AdapterMix:

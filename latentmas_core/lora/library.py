@@ -96,15 +96,19 @@ class AdapterLibrary:
 
     async def load_from_registry(self, name: str, *, pinned: bool = False) -> AdapterSpec:
         """Load an entry of the registry; one for another base is refused with both names."""
+        return await self.load(self.source_of(name, pinned=pinned))
+
+    def source_of(self, name: str, *, pinned: bool = False) -> AdapterSource:
+        """Where an entry of the registry is. Raises NotFoundError, or AdapterError for another
+        base."""
         entry = self.registry.get(name)
         check_base(entry, self._engine.model_name)
-        source = AdapterSource(
+        return AdapterSource(
             name=entry.name,
             path=entry.path,
             revision=entry.revision,
             pinned=pinned or entry.pinned,
         )
-        return await self.load(source)
 
     async def merge(
         self, name: str, adapters: Mapping[str, float], output: Path, options: MergeOptions

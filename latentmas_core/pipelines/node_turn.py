@@ -29,13 +29,14 @@ class Handover:
 
 @dataclass(frozen=True)
 class Seat:
-    """Whose turn it is, what is to be done, and how its events are labelled."""
+    """Whose turn it is, what is to be done until when, and how its events are labelled."""
 
     agent: AgentConfig
     assignment: Assignment
     node: str
     stage: str
     is_speaker: bool
+    ends_at: float | None = None
 
 
 class NodeTurn:
@@ -60,6 +61,7 @@ class NodeTurn:
         self._owned = owned
         self._adapters = resolve(choice_of(seat.agent, request), engine.adapter)
         self._done: TurnDone | None = None
+        self._started_at = 0.0
         self.left = Handover()
 
     @property
@@ -67,6 +69,7 @@ class NodeTurn:
         return self._outcome.finish_reason
 
     async def events(self) -> AsyncGenerator[Event, None]:
+        self._started_at = time.time()
         started_at = time.perf_counter()
         yield AgentStarted(self._seat.node, self._seat.stage)
         memory = await self._readable_memory()
@@ -101,7 +104,6 @@ class NodeTurn:
 
     def _turn(self, memory: ResidentMemory | None) -> Turn:
         assignment = self._seat.assignment
-        max_wait_s = self._request.max_wait_s
         return Turn(
             agent=self._seat.node,
             prompt_ids=self._prompt_ids(),
@@ -110,7 +112,8 @@ class NodeTurn:
             sampling=assignment.sampling,
             keeps_memory=assignment.keeps_memory,
             adapters=self._adapters.mix,
-            deadline=None if max_wait_s is None else time.monotonic() + max_wait_s,
+            deadline=_moment_in(self._request.max_wait_s),
+            ends_at=self._seat.ends_at,
         )
 
     def _prompt_ids(self) -> tuple[int, ...]:
@@ -148,6 +151,7 @@ class NodeTurn:
             latent_steps=outcome.num_latent_steps,
             prompt_tokens=outcome.num_prompt_tokens,
             completion_tokens=len(outcome.output_ids),
+            started_at=self._started_at,
             latency_ms=1000.0 * latency_s,
             text=outcome.text,
         )
@@ -156,3 +160,7 @@ class NodeTurn:
     def _outcome(self) -> TurnDone:
         assert self._done is not None, "an engine's turn ended without TurnDone"
         return self._done
+
+
+def _moment_in(seconds: float | None) -> float | None:
+    return None if seconds is None else time.monotonic() + seconds

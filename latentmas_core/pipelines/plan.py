@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from latentmas_core.errors import NotFoundError
 from latentmas_core.latent.memory import MergeRule
 from latentmas_core.pipelines.spec import NodeSpec, PipelineSpec
+from latentmas_core.request import OnExpertFailure
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Plan:
 
     pipeline: str
     stages: tuple[Stage, ...]
+    on_expert_failure: OnExpertFailure = OnExpertFailure.FAIL
+    stage_timeout_s: float | None = None
 
     @property
     def num_hops(self) -> int:
@@ -59,9 +62,8 @@ class Plan:
         """The same pipeline with nobody but its speaker, who then reads nothing."""
         last = self.stages[-1]
         speaker = last.nodes[-1].model_copy(update={"after": ()})
-        return Plan(
-            self.pipeline, (replace(last, name=speaker.name, nodes=(speaker,), parents=()),)
-        )
+        alone = replace(last, name=speaker.name, nodes=(speaker,), parents=())
+        return replace(self, stages=(alone,))
 
 
 def plan(spec: PipelineSpec, group_of: Mapping[str, str]) -> Plan:
@@ -80,7 +82,12 @@ def plan(spec: PipelineSpec, group_of: Mapping[str, str]) -> Plan:
             runs.append(run)
         run.append(node)
         run_of[node.name] = run
-    return Plan(spec.name, tuple(_stage(run, run_of, spec, group_of) for run in runs))
+    return Plan(
+        spec.name,
+        tuple(_stage(run, run_of, spec, group_of) for run in runs),
+        spec.on_expert_failure,
+        spec.stage_timeout_s,
+    )
 
 
 def _is_fused(node: NodeSpec, spec: PipelineSpec, group_of: Mapping[str, str]) -> bool:

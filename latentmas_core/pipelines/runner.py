@@ -5,7 +5,7 @@ the executor cannot tell them apart. A memory reference is owned by whoever rece
 ``think`` and goes back through ``release``, exactly once, on every way out.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -36,28 +36,35 @@ class StageInputs(Generic[MemoryRef]):
 class StageDone(Generic[MemoryRef]):
     """The last item of a stage: what it hands over.
 
-    ``said`` are the texts its agents wrote, in order; ``num_bytes`` crossed to another group or
-    process with ``memory``; ``finish_reason`` is the last agent's.
+    ``said`` are the texts its agents wrote, in order; ``finish_reason`` is the last agent's. Where
+    stages run in other processes, ``num_bytes_read`` of memory were fetched there, ``num_bytes``
+    put where others can fetch them, and ``replica`` names the process.
     """
 
     memory: MemoryRef | None
     said: tuple[Said, ...] = ()
     num_bytes: int = 0
     finish_reason: str = "stop"
+    num_bytes_read: int = 0
+    replica: str | None = None
 
 
 class AgentRunner(Protocol[MemoryRef]):
-    """Runs stages. Cancelling the iteration ends the stage and frees what it holds."""
+    """Runs stages. Cancelling the iteration ends the stage and frees what it holds.
+
+    Raises LostError where another attempt may succeed, MemoryLostError where those who made the
+    memories must run again first. ``request.timeout_s`` is the time that is left for the stage.
+    """
 
     def think(
         self, stage: Stage, inputs: StageInputs[MemoryRef], request: ReasonRequest
-    ) -> AsyncIterator[Event | StageDone[MemoryRef]]:
+    ) -> AsyncGenerator[Event | StageDone[MemoryRef], None]:
         """Run a stage that does not hold the speaker; the last item is its ``StageDone``."""
         ...
 
     def speak(
         self, stage: Stage, inputs: StageInputs[MemoryRef], request: ReasonRequest
-    ) -> AsyncIterator[Event | StageDone[MemoryRef]]:
+    ) -> AsyncGenerator[Event | StageDone[MemoryRef], None]:
         """Run the stage that ends with the speaker: answer deltas, then a ``StageDone``."""
         ...
 

@@ -8,12 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from latentmas_core.config import FrozenModel
 from latentmas_core.errors import ConfigError, NotFoundError, PipelineError
 from latentmas_core.latent.memory import MergeRule
 from latentmas_core.names import Name
+from latentmas_core.request import OnExpertFailure
 from latentmas_core.validation import validated
 
 
@@ -38,7 +39,9 @@ class NodeSpec(FrozenModel):
 class PipelineSpec(FrozenModel):
     """A DAG of nodes; the only node that nobody reads is the speaker.
 
-    ``merge`` says where the memories of parallel parents stand for the node that reads them.
+    ``merge`` says where the memories of parallel parents stand for the node that reads them,
+    ``on_expert_failure`` whether it goes on when one of them fails, ``stage_timeout_s`` how long a
+    stage may work. A request may choose otherwise.
     Raises PipelineError for a cycle, no node, a name used twice, an unknown parent, and for several
     nodes that nobody reads: they would be several speakers, or lead to none.
     """
@@ -46,6 +49,8 @@ class PipelineSpec(FrozenModel):
     name: Name
     nodes: tuple[NodeSpec, ...]
     merge: MergeRule = MergeRule.REUSED
+    on_expert_failure: OnExpertFailure = OnExpertFailure.FAIL
+    stage_timeout_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     description: str = ""
 
     @model_validator(mode="after")

@@ -4,8 +4,10 @@ Owns every memory that comes into being on the way and gives it back on every wa
 it reads stays the caller's; the one in its ``StageDone`` becomes the receiver's.
 """
 
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from latentmas_core.agents.config import AgentConfig
 from latentmas_core.engine.resident import ResidentMemory
@@ -16,7 +18,6 @@ from latentmas_core.pipelines.node_turn import Handover, NodeTurn, Seat
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.plan import Stage
 from latentmas_core.pipelines.runner import Said, StageDone
-from latentmas_core.pipelines.spec import NodeSpec
 from latentmas_core.pipelines.turn_engine import TurnEngine
 from latentmas_core.request import ReasonRequest
 
@@ -25,19 +26,23 @@ MAX_TOKEN_BYTES = 128
 StageItem = Event | StageDone[ResidentMemory]
 
 
-class StageWorker:
-    """Turns a stage into turns of an engine. ``agents`` may grow while it works."""
+@dataclass(frozen=True)
+class Roster:
+    """Who works here: agents by name, and how long those think that do not say so themselves."""
 
-    def __init__(
-        self,
-        engine: TurnEngine,
-        agents: Mapping[str, AgentConfig],
-        *,
-        default_latent_steps: int,
-    ) -> None:
+    agents: Mapping[str, AgentConfig]
+    default_latent_steps: int
+
+
+class StageWorker:
+    """Turns a stage into turns of an engine.
+
+    ``roster`` may be exchanged while it works: stages that have begun keep theirs.
+    """
+
+    def __init__(self, engine: TurnEngine, roster: Roster) -> None:
         self._engine = engine
-        self._agents = agents
-        self._default_latent_steps = default_latent_steps
+        self.roster = roster
 
     async def run(
         self,
@@ -46,13 +51,12 @@ class StageWorker:
         transcript: Sequence[Said],
         request: ReasonRequest,
     ) -> AsyncGenerator[StageItem, None]:
-        """Events of the stage's agents, then one ``StageDone``."""
+        """Events of the stage's agents, then one ``StageDone``. They end by ``timeout_s``."""
         check_question(self._engine, request.question)
         found = Handover(memory, tuple(transcript))
         finish_reason = "stop"
         async with OwnedMemories(self._engine.release) as owned:
-            for node in stage.nodes:
-                seat = self._seat(stage, node, request)
+            for seat in self._seats(stage, request):
                 turn = NodeTurn(self._engine, seat, found, request, owned)
                 async with aclosing(turn.events()) as events:
                     async for event in events:
@@ -66,17 +70,24 @@ class StageWorker:
                 finish_reason=finish_reason,
             )
 
-    def _seat(self, stage: Stage, node: NodeSpec, request: ReasonRequest) -> Seat:
-        agent = self._agents[node.agent]
-        is_speaker = node is stage.speaker
-        assignment = (
-            assign_speaker(agent, node, request)
-            if is_speaker
-            else assign_thinker(
-                agent, node, request, default_latent_steps=self._default_latent_steps
+    def _seats(self, stage: Stage, request: ReasonRequest) -> list[Seat]:
+        ends_at = None if request.timeout_s is None else time.monotonic() + request.timeout_s
+        seats = []
+        for node in stage.nodes:
+            agent = self.roster.agents[node.agent]
+            is_speaker = node is stage.speaker
+            assignment = (
+                assign_speaker(agent, node, request)
+                if is_speaker
+                else assign_thinker(
+                    agent,
+                    node,
+                    request,
+                    default_latent_steps=self.roster.default_latent_steps,
+                )
             )
-        )
-        return Seat(agent, assignment, node.name, stage.name, is_speaker)
+            seats.append(Seat(agent, assignment, node.name, stage.name, is_speaker, ends_at))
+        return seats
 
 
 def check_question(engine: TurnEngine, question: str) -> None:

@@ -22,6 +22,7 @@ TRACE = AgentTrace(
     latent_steps=0,
     prompt_tokens=5,
     completion_tokens=2,
+    started_at=1.0,
     latency_ms=1.0,
     text=ANSWER,
 )
@@ -111,6 +112,9 @@ class FakeReasoner:
         if self.error is not None:
             raise self.error
         return {"thinkers": [{"num_running": 0}]}
+
+    def transfer(self):
+        return {"num_bytes": 0, "num_parcels": 0, "max_bytes": 100}
 
     async def groups_not_ready(self):
         return self.missing

@@ -8,10 +8,12 @@ from contextlib import aclosing
 
 from deployments.agent_group import AgentGroupServer
 from deployments.args import AppArgs
+from deployments.group_setup import GroupSetup
 from deployments.messages import Parcel, StageCall, StageFailed, StageMade
 from deployments.transport import WireSegments
 from latentmas_core.engine.engine import Engine
 from latentmas_core.events import Event
+from latentmas_core.pipelines.stage_worker import Roster
 from tests.deployments.wire import send
 
 OnWire = Callable[[WireSegments], None]
@@ -21,7 +23,8 @@ def make_servers(args: AppArgs, engines: dict[str, Engine]) -> dict[str, AgentGr
     """One replica per group, by the name of the group."""
     return {
         group.name: AgentGroupServer(
-            engines[group.name], args.agents_of(group), latent_steps=args.latent_steps
+            engines[group.name],
+            GroupSetup(args.engine_of(group), Roster(args.agents_of(group), args.latent_steps)),
         )
         for group in args.groups
     }

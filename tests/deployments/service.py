@@ -51,23 +51,31 @@ class Service:
             blocks = "".join(response.iter_text()).removesuffix("\n\n").split("\n\n")
         return [parse_event(block) for block in blocks]
 
+    def stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = self.get("/v1/stats").raise_for_status().json()
+        return stats
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """The stats of all replicas of all groups."""
+        return [replica for group in self.stats()["groups"].values() for replica in group]
+
     def total(self, field: str) -> int:
         """The sum of one count of ``/v1/stats`` over all replicas."""
-        stats = self.get("/v1/stats").raise_for_status().json()
-        return sum(replica[field] for replicas in stats.values() for replica in replicas)
+        return sum(replica[field] for replica in self.replicas())
 
     def left_over(self) -> dict[str, int]:
         """What the replicas still hold, without what is nothing."""
         fields = ("num_running", "num_waiting", "num_memories")
         counts = {field: self.total(field) for field in fields}
         counts["num_used_blocks"] = self.num_used_blocks()
+        counts["num_parcels"] = self.stats()["transfer"]["num_parcels"]
         return {field: count for field, count in counts.items() if count}
 
     def num_used_blocks(self) -> int:
         """Over all replicas, without those that adapters take."""
-        stats = self.get("/v1/stats").raise_for_status().json()
-        replicas = [replica for replicas in stats.values() for replica in replicas]
-        return sum(one["num_used_blocks"] - one["adapters"]["num_blocks"] for one in replicas)
+        return sum(
+            one["num_used_blocks"] - one["adapters"]["num_blocks"] for one in self.replicas()
+        )
 
     def wait_until_idle(self, *, timeout_s: float = 10.0) -> None:
         self.wait_until(lambda: not self.left_over(), timeout_s=timeout_s, says=self.left_over)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from deployments.args import AppArgs
+from deployments.budget import TransferBudget
 from deployments.messages import Parcel, RemoteMemory, StageCall, StageFailed, StageMade
 from deployments.reasoner import Reasoner
 from deployments.transport import WireSegments, to_wire
@@ -82,7 +83,7 @@ def transport(monkeypatch):
 
 @pytest.fixture
 def reasoner(args, servers, transport):
-    return Reasoner(args, servers)
+    return Reasoner(args, servers, TransferBudget(2**30))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ async def assert_same_in_process(reasoner, system, request):
 
 
 def strip(trace):
-    return trace.model_dump(exclude={"latency_ms"})
+    return trace.model_dump(exclude={"latency_ms", "started_at"})
 
 
 @pytest.mark.parametrize("carry", ["all", "latents"])
@@ -270,7 +271,7 @@ async def test_groups_of_different_models_may_exchange_text_but_no_memory(
     other = make_tiny_model(tmp_path, "qwen2", seed=1, max_position_embeddings=8192)
     with Engine(args.engine_of(args.groups[0]).model_copy(update={"model_name": str(other)})) as e:
         mixed = engines | {"deciders": e}
-        reasoner = Reasoner(args, make_servers(args, mixed))
+        reasoner = Reasoner(args, make_servers(args, mixed), TransferBudget(2**30))
         assert (await reasoner.reason(make_request(handoff="text"))).final_answer
         with pytest.raises(SegmentError, match="load the same model"):
             await reasoner.reason(make_request())
@@ -344,7 +345,7 @@ async def test_stats_and_health_tell_of_the_engine(args, servers):
     await failure_of(server, replace(make_call(args), request=make_request(latent_steps=200)))
     stats = await server.stats()
     assert (stats["num_running"], stats["num_memories"]) == (0, 0)
-    server.check_health()
+    await server.check_health()
 
 
 async def test_replica_whose_engine_has_ended_is_unhealthy(args):
@@ -352,6 +353,6 @@ async def test_replica_whose_engine_has_ended_is_unhealthy(args):
     server = make_servers(args, {"thinkers": engine, "deciders": engine})["thinkers"]
     server.close()
     with pytest.raises(RuntimeError, match="ended"):
-        server.check_health()
+        await server.check_health()
     messages = [message async for message in server.run_stage(make_call(args))]
     assert isinstance(messages[-1], StageFailed)

@@ -158,7 +158,10 @@ async def test_reasoning_is_closed_when_a_stream_ends(client, reasoner):
 
 
 async def test_stats_are_handed_on(client):
-    assert (await client.get("/v1/stats")).json() == {"thinkers": [{"num_running": 0}]}
+    assert (await client.get("/v1/stats")).json() == {
+        "groups": {"thinkers": [{"num_running": 0}]},
+        "transfer": {"num_bytes": 0, "num_parcels": 0, "max_bytes": 100},
+    }
 
 
 async def test_stats_of_a_lost_replica_are_503(client, reasoner):

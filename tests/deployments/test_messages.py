@@ -6,7 +6,14 @@ import pytest
 
 from deployments.messages import Parcel, RemoteMemory, StageCall, StageFailed, StageMade
 from latentmas_core import errors
-from latentmas_core.events import AgentFinished, AgentStarted, AgentThought, AnswerDelta
+from latentmas_core.events import (
+    AgentFinished,
+    AgentStarted,
+    AgentThought,
+    AnswerDelta,
+    StageGivenUp,
+    StageRetried,
+)
 from latentmas_core.latent.memory import Memory
 from latentmas_core.pipelines.plan import Stage, plan
 from latentmas_core.pipelines.runner import Said
@@ -49,9 +56,12 @@ def test_error_without_a_param_stays_without():
                 latent_steps=15,
                 prompt_tokens=7,
                 completion_tokens=0,
+                started_at=1e9,
                 latency_ms=1.5,
             ),
         ),
+        StageRetried("planner+critic", 2, "a replica was lost"),
+        StageGivenUp("medical", ("medical",), "a replica was lost"),
         AnswerDelta("Zoë 🦊"),
     ],
     ids=lambda event: type(event).__name__,

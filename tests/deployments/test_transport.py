@@ -8,6 +8,8 @@ from ray.exceptions import (
     ActorUnavailableError,
     GetTimeoutError,
     ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     OwnerDiedError,
     RayTaskError,
     TaskCancelledError,
@@ -18,7 +20,13 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 
 from deployments.messages import Parcel
 from deployments.transport import WireSegments, as_engine_error, fetch, from_wire, to_wire
-from latentmas_core.errors import ContextLengthError, EngineError, LatentMASError, SegmentError
+from latentmas_core.errors import (
+    ContextLengthError,
+    EngineError,
+    LatentMASError,
+    LostError,
+    SegmentError,
+)
 from latentmas_core.latent.codec import unpack
 from tests.deployments.wire import make_packed, make_segment, make_tensors, send
 
@@ -106,27 +114,36 @@ def test_error_of_the_stage_itself_comes_out_of_its_wrapping():
     assert as_engine_error(task_error(cause), "thinkers") is cause
 
 
+LOST = "a replica of group 'thinkers' was lost"
+
+
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "kind", "message"),
     [
-        (BackPressureError(9, 8), "group 'thinkers' is overloaded"),
-        (DeploymentUnavailableError(DeploymentID("thinkers")), "'thinkers' is not available"),
-        (TaskCancelledError(), "a stage of group 'thinkers' was cancelled"),
-        (ActorDiedError(), "a replica of group 'thinkers' was lost"),
-        (ActorUnavailableError("gone", None), "a replica of group 'thinkers' was lost"),
-        (WorkerCrashedError(), "a replica of group 'thinkers' was lost"),
-        (ObjectLostError("00", None, ""), "a replica of group 'thinkers' was lost"),
-        (OwnerDiedError("00", None, ""), "a replica of group 'thinkers' was lost"),
-        (GetTimeoutError(), "a replica of group 'thinkers' was lost"),
-        (RayServeException("upstream"), "a replica of group 'thinkers' was lost"),
-        (task_error(OwnerDiedError("00", None, "")), "a replica of group 'thinkers' was lost"),
-        (task_error(RayServeException("upstream")), "a replica of group 'thinkers' was lost"),
+        (BackPressureError(9, 8), EngineError, "group 'thinkers' is overloaded"),
+        (
+            DeploymentUnavailableError(DeploymentID("thinkers")),
+            EngineError,
+            "'thinkers' is not available",
+        ),
+        (task_error(ObjectStoreFullError("x")), EngineError, "group 'thinkers' is full"),
+        (task_error(OutOfDiskError("x")), EngineError, "group 'thinkers' is full"),
+        (TaskCancelledError(), LostError, "a stage of group 'thinkers' was cancelled"),
+        (ActorDiedError(), LostError, LOST),
+        (ActorUnavailableError("gone", None), LostError, LOST),
+        (WorkerCrashedError(), LostError, LOST),
+        (ObjectLostError("00", None, ""), LostError, LOST),
+        (OwnerDiedError("00", None, ""), LostError, LOST),
+        (GetTimeoutError(), LostError, LOST),
+        (RayServeException("upstream"), LostError, LOST),
+        (task_error(OwnerDiedError("00", None, "")), LostError, LOST),
+        (task_error(RayServeException("upstream")), LostError, LOST),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_failure_of_ray_says_which_group_and_what_to_do(error, message):
+def test_failure_of_ray_says_which_group_and_whether_to_try_again_at_once(error, kind, message):
     told = as_engine_error(error, "thinkers")
-    assert type(told) is EngineError
+    assert type(told) is kind
     assert message in told.message
     assert told.message.endswith(".")
 

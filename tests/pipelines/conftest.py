@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 
 from latentmas_core.agents.config import default_agents
 from latentmas_core.pipelines.local_runner import LocalAgentRunner
-from latentmas_core.pipelines.stage_worker import StageWorker
+from latentmas_core.pipelines.stage_worker import Roster, StageWorker
 from tests.pipelines.fake_engine import FakeEngine
 
 
@@ -29,7 +29,7 @@ def agents():
 
 @pytest.fixture
 def worker(engine, agents):
-    return StageWorker(engine, agents, default_latent_steps=7)
+    return StageWorker(engine, Roster(agents, 7))
 
 
 @pytest.fixture

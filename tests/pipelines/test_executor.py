@@ -71,7 +71,10 @@ async def test_fused_and_separate_stages_give_the_same_result(executor, spec, fi
     assert fused.final_answer == separate.final_answer
     assert fused.usage == separate.usage
     by_name = [
-        {trace.name: trace.model_copy(update={"latency_ms": 0.0}) for trace in result.agents}
+        {
+            trace.name: trace.model_copy(update={"latency_ms": 0.0, "started_at": 0.0})
+            for trace in result.agents
+        }
         for result in (fused, separate)
     ]
     assert by_name[0] == by_name[1]

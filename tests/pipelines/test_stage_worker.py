@@ -10,7 +10,7 @@ from latentmas_core.pipelines.builtin import builtin_pipelines
 from latentmas_core.pipelines.plan import plan
 from latentmas_core.pipelines.runner import Said, StageDone
 from latentmas_core.pipelines.spec import PipelineSpec
-from latentmas_core.pipelines.stage_worker import StageWorker, check_question
+from latentmas_core.pipelines.stage_worker import Roster, StageWorker, check_question
 from latentmas_core.request import ReasonRequest
 from tests.pipelines.fake_engine import FakeEngine
 
@@ -171,7 +171,7 @@ async def test_closing_a_stage_at_any_item_gives_everything_back_at_once(worker,
 
 async def test_question_longer_than_all_positions_is_refused_with_both_numbers(tokenizer, agents):
     engine = FakeEngine(tokenizer, max_positions=50)
-    worker = StageWorker(engine, agents, default_latent_steps=1)
+    worker = StageWorker(engine, Roster(agents, 1))
     request = ReasonRequest(question="x" * 51)
     stage = plan(builtin_pipelines()["hierarchical"], dict.fromkeys(agents, "one")).stages[0]
     with pytest.raises(ContextLengthError, match="51 tokens; the model has 50") as caught:
