@@ -76,9 +76,62 @@ def test_limits_of_requests_reach_the_deployments():
     assert deployments["Ingress"].max_ongoing_requests == 77
 
 
+def test_fixed_number_of_replicas_does_not_scale():
+    thinkers = deployments_of(ARGS)["thinkers"]._deployment_config
+    assert (thinkers.num_replicas, thinkers.autoscaling_config) == (3, None)
+
+
+def test_scaling_reaches_the_deployment_with_its_policy():
+    scaling = {
+        "min_replicas": 0,
+        "max_replicas": 5,
+        "target_ongoing_requests": 7,
+        "target_kv_usage": 0.6,
+        "upscale_delay_s": 2,
+        "downscale_delay_s": 30,
+        "interval_s": 0.5,
+    }
+    group = {"name": "thinkers", "agents": ["planner"], "scaling": scaling}
+    config = deployments_of({"groups": [group]})["thinkers"]._deployment_config.autoscaling_config
+    assert (config.min_replicas, config.max_replicas, config.target_ongoing_requests) == (0, 5, 7)
+    assert (config.upscale_delay_s, config.downscale_delay_s) == (2, 30)
+    assert config.metrics_interval_s < config.look_back_period_s < config.downscale_delay_s
+    assert config.policy.get_policy().__name__ == "KvPressurePolicy"
+    assert config.policy.policy_kwargs == {"target_kv_usage": 0.6}
+
+
+def test_calls_are_routed_by_what_replicas_hold():
+    routers = [
+        deployments_of(ARGS)[name]._deployment_config.request_router_config
+        for name in ("thinkers", "deciders")
+    ]
+    assert {router.get_request_router_class().__name__ for router in routers} == {"ResidencyRouter"}
+    # Half of the batch of each engine.
+    assert [router.request_router_kwargs for router in routers] == [
+        {"max_lead": 4},
+        {"max_lead": 2},
+    ]
+
+
+def test_replicas_may_finish_their_work_before_they_end():
+    groups = [ARGS["groups"][0] | {"drain_timeout_s": 7}, ARGS["groups"][1]]
+    deployments = deployments_of(ARGS | {"groups": groups})
+    timeouts = {
+        name: deployment._deployment_config.graceful_shutdown_timeout_s
+        for name, deployment in deployments.items()
+    }
+    assert timeouts == {"thinkers": 7, "deciders": 60, "Ingress": 60}
+
+
+def test_stuck_engine_has_time_to_say_so_before_its_health_check_is_over():
+    engine = ARGS["engine"] | {"stall_timeout_s": 120}
+    config = deployments_of(ARGS | {"engine": engine})["thinkers"]._deployment_config
+    assert config.health_check_timeout_s > 120
+
+
 def test_replica_is_given_its_own_engine_options_and_agents():
-    engine, agents, latent_steps, adapters = deployments_of(ARGS)["deciders"].init_args
-    assert (engine.max_num_seqs, engine.num_threads) == (4, 1)
-    assert list(agents) == ["judger"]
-    assert latent_steps == 4
-    assert adapters == AdaptersConfig()
+    (setup,) = deployments_of(ARGS)["deciders"].init_args
+    assert (setup.engine.max_num_seqs, setup.engine.num_threads) == (4, 1)
+    assert list(setup.roster.agents) == ["judger"]
+    assert setup.roster.default_latent_steps == 4
+    assert setup.adapters == AdaptersConfig()
