@@ -3,15 +3,18 @@
 Knows names of agents, not what they are; an unknown key is an error that names it.
 """
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cluster.problem import Problem, ProblemsError
+
 
 class StrictModel(BaseModel):
-    """Immutable, and an unknown field is an error that names it."""
+    """Immutable and finite, and an unknown field is an error that names it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ScalingConfig(StrictModel):
@@ -51,8 +54,7 @@ class GroupConfig(StrictModel):
     which the model is spread. ``gpu_memory_share`` is the share of a card's memory that a replica
     may take, by default that of the card. ``resident_adapters``: names of loaded adapters that stay
     on the device here. ``engine`` overrides fields of the common engine options for this group.
-    ``drain_timeout_s``: how long a replica that is to end may go on answering; ``stall_timeout_s``:
-    a step that takes longer makes the replica unhealthy.
+    ``drain_timeout_s``: how long a replica that is to end may go on answering.
     """
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
@@ -66,7 +68,6 @@ class GroupConfig(StrictModel):
     max_ongoing_requests: int = Field(default=256, ge=1)
     max_queued_requests: int = Field(default=1024, ge=1)
     drain_timeout_s: float = Field(default=60.0, gt=0)
-    stall_timeout_s: float = Field(default=60.0, gt=0)
     engine: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -118,21 +119,39 @@ class GroupsConfig(StrictModel):
     groups: tuple[GroupConfig, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _hosts_each_agent_once(self) -> Self:
-        group_of: dict[str, str] = {}
-        names = [group.name for group in self.groups]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"group {name!r} is declared twice; names of groups are unique")
-        for group in self.groups:
-            for agent in group.agents:
-                if agent in group_of:
-                    raise ValueError(
-                        f"agent {agent!r} is hosted by groups {group_of[agent]!r} and "
-                        f"{group.name!r}; an agent lives in one group. Raise num_replicas instead"
-                    )
-                group_of[agent] = group.name
+    def _is_consistent(self) -> Self:
+        problems = list(self.problems())
+        if problems:
+            raise ProblemsError(problems)
         return self
+
+    def problems(self) -> Iterator[Problem]:
+        """All that does not go together, though each part is valid by itself."""
+        yield from self._groups_declared_twice()
+        yield from self._agents_hosted_twice()
+
+    def _groups_declared_twice(self) -> Iterator[Problem]:
+        seen: set[str] = set()
+        for i, group in enumerate(self.groups):
+            if group.name in seen:
+                yield Problem(
+                    f"groups[{i}].name",
+                    f"group {group.name!r} is declared twice; names of groups are unique. Rename "
+                    "one",
+                )
+            seen.add(group.name)
+
+    def _agents_hosted_twice(self) -> Iterator[Problem]:
+        host_of: dict[str, str] = {}
+        for i, group in enumerate(self.groups):
+            for j, agent in enumerate(group.agents):
+                if agent in host_of:
+                    yield Problem(
+                        f"groups[{i}].agents[{j}]",
+                        f"agent {agent!r} is hosted by groups {host_of[agent]!r} and "
+                        f"{group.name!r}; an agent lives in one group. Raise num_replicas instead",
+                    )
+                host_of.setdefault(agent, group.name)
 
     @property
     def group_of(self) -> dict[str, str]:

@@ -1,19 +1,81 @@
-"""The ``args`` of serve_config.yaml: what the application is built from, validated at once."""
+"""The ``args`` of serve_config.yaml: what the application is built from, validated at once.
 
+Validated where the application is built: on the head of the cluster, or by ``latentmas validate``.
+What is found on disk is checked there too, unless the validation's context says otherwise.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, WrapValidator
 
 from cluster.config import GroupConfig, GroupsConfig
+from cluster.problem import Problem, problems_of
 from latentmas_core.agents.config import AgentConfig, default_agents
+from latentmas_core.agents.presets import PRESETS, preset_values
 from latentmas_core.config import EngineConfig, FrozenModel
-from latentmas_core.errors import ConfigError
+from latentmas_core.errors import ConfigError, LatentMASError
 from latentmas_core.lora.library import AdapterSource
+from latentmas_core.lora.registry import read_entries
 from latentmas_core.names import Name
 from latentmas_core.pipelines.builtin import builtin_pipelines
 from latentmas_core.pipelines.spec import PipelineSpec
 from latentmas_core.validation import validated
+
+WITHOUT_PATHS = {"checks_paths": False}  # a context: the paths are those of another machine
+
+
+def _checks_paths(info: ValidationInfo) -> bool:
+    return (info.context or {}).get("checks_paths", True) is True
+
+
+def _existing_folder(path: Path, info: ValidationInfo) -> Path:
+    if _checks_paths(info) and not path.is_dir():
+        raise ValueError(f"adapter root {str(path)!r} is no folder here. Make it, or correct it")
+    return path
+
+
+def _readable_registry(path: Path, info: ValidationInfo) -> Path:
+    if _checks_paths(info):
+        try:
+            read_entries(path)
+        except ConfigError as error:
+            raise ValueError(error.message) from None
+    return path
+
+
+def _existing_source(source: AdapterSource | str, info: ValidationInfo) -> AdapterSource | str:
+    """``owner/name`` may be of the hub; whatever else is a path has to be there."""
+    path = source.path if isinstance(source, AdapterSource) else "of/the-registry"
+    is_of_the_hub = path.count("/") == 1 and path[0] not in "/.~"
+    if _checks_paths(info) and not is_of_the_hub and not Path(path).expanduser().is_dir():
+        raise ValueError(
+            f"adapter path {path!r} is no folder here, and a repository of the hub is called "
+            "owner/name. Correct it"
+        )
+    return source
+
+
+def _shipped_or_declared(value: Any, validate: Callable[[Any], Any]) -> Any:
+    """A shipped name without a role is that agent, with the fields that are given changed."""
+    name = value.get("name") if isinstance(value, Mapping) else None
+    if isinstance(name, str) and name in PRESETS and "role" not in value:
+        value = preset_values(name) | value
+    return _in_plain_words(value, validate)
+
+
+def _in_plain_words(value: Any, validate: Callable[[Any], Any]) -> Any:
+    """Our own errors as pydantic's, so that it goes on and finds what else is wrong."""
+    try:
+        return validate(value)
+    except LatentMASError as error:
+        raise ValueError(error.message) from None
+
+
+AdapterToLoad = Annotated[AdapterSource | Name, AfterValidator(_existing_source)]
+Registry = Annotated[Path, AfterValidator(_readable_registry)]
+AdapterRoot = Annotated[Path, AfterValidator(_existing_folder)]
 
 
 class AdaptersConfig(FrozenModel):
@@ -23,74 +85,111 @@ class AdaptersConfig(FrozenModel):
     and unloaded over HTTP, from folders under ``roots`` and, with ``allow_hub``, from the hub.
     """
 
-    load: tuple[AdapterSource | Name, ...] = ()
-    registries: tuple[Path, ...] = ()
+    load: tuple[AdapterToLoad, ...] = ()
+    registries: tuple[Registry, ...] = ()
     admin: bool = False
-    roots: tuple[Path, ...] = ()
+    roots: tuple[AdapterRoot, ...] = ()
     allow_hub: bool = False
+
+    @property
+    def loaded_names(self) -> tuple[str, ...]:
+        return tuple(one.name if isinstance(one, AdapterSource) else one for one in self.load)
 
 
 class AppArgs(GroupsConfig):
     """Groups, the engine options they share, and agents and pipelines beyond the shipped ones.
 
-    An agent or pipeline of a shipped name replaces it. Every agent of every pipeline has to be
+    An agent or pipeline of a shipped name replaces it; an agent that is declared without a role
+    changes the shipped one only in what it declares. Every agent of every pipeline has to be
     hosted by a group; shipped pipelines whose agents are not hosted are not offered.
+    ``request_timeout_s`` is the most that a request may take, whatever it says itself. A stage
+    whose replica is lost is tried ``max_stage_attempts`` times. While ``max_transfer_bytes`` of
+    memory are on their way between groups new requests wait; by default that is half of the
+    cluster's object stores.
     """
 
     engine: EngineConfig = EngineConfig()
     latent_steps: int = Field(default=15, ge=0)
-    agents: tuple[AgentConfig, ...] = ()
-    pipelines: tuple[PipelineSpec, ...] = ()
+    agents: tuple[Annotated[AgentConfig, WrapValidator(_shipped_or_declared)], ...] = ()
+    pipelines: tuple[Annotated[PipelineSpec, WrapValidator(_in_plain_words)], ...] = ()
     adapters: AdaptersConfig = AdaptersConfig()
     max_ongoing_requests: int = Field(default=256, ge=1)
     request_timeout_s: float = Field(default=540.0, gt=0)
     max_stage_attempts: int = Field(default=4, ge=1)
     max_transfer_bytes: int | None = Field(default=None, ge=1)
 
-    @model_validator(mode="after")
-    def _hosts_only_agents_it_knows(self) -> Self:
-        known = self.known_agents
-        for group in self.groups:
-            for agent in group.agents:
-                if agent not in known:
-                    raise ValueError(
-                        f"group {group.name!r} hosts unknown agent {agent!r}; known are "
-                        f"{', '.join(sorted(known))}. Declare it under agents"
-                    )
-        return self
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        yield from self._names_declared_twice()
+        yield from self._unknown_agents()
+        yield from self._pipelines_without_hosts()
+        yield from self._unknown_resident_adapters()
+        for i, group in enumerate(self.groups):
+            wrong = list(self._engine_problems(group, f"groups[{i}].engine"))
+            yield from wrong or self._too_many_steps(group, f"groups[{i}]")
 
-    @model_validator(mode="after")
-    def _hosts_the_agents_of_its_pipelines(self) -> Self:
-        for spec in self.pipelines:
-            for node in spec.nodes:
-                if node.agent not in self.group_of:
-                    raise ValueError(
-                        f"pipeline {spec.name!r} needs agent {node.agent!r}, which no group hosts. "
-                        "Add it to the agents of a group"
-                    )
-        return self
-
-    @model_validator(mode="after")
-    def _thinks_within_the_limits_of_its_engines(self) -> Self:
-        for group in self.groups:
-            limit = self.engine_of(group).max_latent_steps
-            for agent in self.agents_of(group).values():
-                steps = self.latent_steps if agent.latent_steps is None else agent.latent_steps
-                if steps > limit:
-                    raise ValueError(
-                        f"latent_steps is {steps} for agent {agent.name!r}; max_latent_steps of "
-                        f"the engine of group {group.name!r} is {limit}. Lower it or raise that"
-                    )
-        return self
-
-    @model_validator(mode="after")
-    def _declares_each_name_once(self) -> Self:
+    def _names_declared_twice(self) -> Iterator[Problem]:
         for kind, declared in (("agent", self.agents), ("pipeline", self.pipelines)):
             names = [one.name for one in declared]
-            for name in names:
-                if names.count(name) > 1:
-                    raise ValueError(f"{kind} {name!r} is declared twice; names are unique")
-        return self
+            for i, name in enumerate(names):
+                if name in names[:i]:
+                    yield Problem(
+                        f"{kind}s[{i}].name",
+                        f"{kind} {name!r} is declared twice; names are unique. Rename one",
+                    )
+
+    def _unknown_agents(self) -> Iterator[Problem]:
+        known = self.known_agents
+        for i, group in enumerate(self.groups):
+            for j, agent in enumerate(group.agents):
+                if agent not in known:
+                    yield Problem(
+                        f"groups[{i}].agents[{j}]",
+                        f"group {group.name!r} hosts unknown agent {agent!r}; known are "
+                        f"{', '.join(sorted(known))}. Declare it under agents",
+                    )
+
+    def _pipelines_without_hosts(self) -> Iterator[Problem]:
+        for i, spec in enumerate(self.pipelines):
+            for j, node in enumerate(spec.nodes):
+                if node.agent not in self.group_of:
+                    yield Problem(
+                        f"pipelines[{i}].nodes[{j}]",
+                        f"pipeline {spec.name!r} needs agent {node.agent!r}, which no group hosts. "
+                        "Add it to the agents of a group",
+                    )
+
+    def _unknown_resident_adapters(self) -> Iterator[Problem]:
+        loaded = self.adapters.loaded_names
+        for i, group in enumerate(self.groups):
+            for j, name in enumerate(group.resident_adapters):
+                if name not in loaded:
+                    yield Problem(
+                        f"groups[{i}].resident_adapters[{j}]",
+                        f"adapter {name!r} is not loaded at the start; loaded are "
+                        f"{', '.join(loaded) or 'none'}. Add it to adapters.load",
+                    )
+
+    def _engine_problems(self, group: GroupConfig, path: str) -> Iterator[Problem]:
+        values = self._engine_values(group)
+        try:
+            EngineConfig.model_validate(values)
+        except ValidationError as error:
+            for problem in problems_of(error, values, path=path):
+                yield Problem(problem.path, f"of group {group.name!r} {problem.message}")
+
+    def _too_many_steps(self, group: GroupConfig, path: str) -> Iterator[Problem]:
+        limit = self.engine_of(group).max_latent_steps
+        known = self.known_agents
+        for j, name in enumerate(group.agents):
+            own = known[name].latent_steps if name in known else None
+            steps = self.latent_steps if own is None else own
+            if steps > limit:
+                yield Problem(
+                    f"{path}.agents[{j}]",
+                    f"latent_steps is {steps} for agent {name!r}; max_latent_steps of the engine "
+                    f"of group {group.name!r} is {limit}. Lower it or raise that",
+                )
 
     @property
     def known_agents(self) -> dict[str, AgentConfig]:
@@ -112,9 +211,11 @@ class AppArgs(GroupsConfig):
 
     def engine_of(self, group: GroupConfig) -> EngineConfig:
         """The common engine options with the group's own on top."""
-        threads = {"num_threads": group.num_threads}
-        common = self.engine.model_dump(exclude_unset=True)
-        try:
-            return validated(EngineConfig, threads | common | group.engine)
-        except ConfigError as error:
-            raise ValueError(f"engine of group {group.name!r}: {error.message}") from None
+        return validated(EngineConfig, self._engine_values(group))
+
+    def _engine_values(self, group: GroupConfig) -> dict[str, Any]:
+        place: dict[str, Any] = {"num_threads": group.num_threads}
+        if group.num_gpus > 0:
+            place["num_devices"] = max(1, int(group.num_gpus))
+            place["device_memory_share"] = group.device_memory_share
+        return place | self.engine.model_dump(exclude_unset=True) | group.engine

@@ -50,6 +50,8 @@ def test_group_declared_twice_is_refused():
         ("agents", []),
         ("num_replicas", 0),
         ("num_cpus", 0),
+        ("num_cpus", float("inf")),
+        ("num_gpus", float("nan")),
         ("num_gpus", -0.5),
         ("max_ongoing_requests", 0),
         ("max_queued_requests", 0),
@@ -63,6 +65,72 @@ def test_value_out_of_range_is_refused_by_the_name_of_its_field(field, value):
 def test_cluster_without_groups_is_refused():
     with pytest.raises(ValidationError, match="groups"):
         GroupsConfig.model_validate({"groups": []})
+
+
+def test_all_that_does_not_go_together_is_told_at_once():
+    greedy = DECIDERS | {"name": "thinkers", "agents": ["judger", "critic", "planner"]}
+    with pytest.raises(ValidationError) as caught:
+        GroupsConfig.model_validate({"groups": [THINKERS, greedy]})
+    told = str(caught.value)
+    for place in ("groups[1].name: ", "groups[1].agents[1]: ", "groups[1].agents[2]: "):
+        assert place in told
+
+
+def test_fewest_replicas_over_the_most_are_refused_with_both():
+    scaling = {"min_replicas": 3, "max_replicas": 2}
+    with pytest.raises(ValidationError, match="min_replicas is 3 and max_replicas 2"):
+        GroupConfig.model_validate(THINKERS | {"scaling": scaling})
+
+
+def test_fixed_and_following_number_of_replicas_exclude_each_other():
+    both = {"num_replicas": 2, "scaling": {"max_replicas": 2}}
+    with pytest.raises(ValidationError, match="'thinkers' has num_replicas and scaling"):
+        GroupConfig.model_validate(THINKERS | both)
+
+
+@pytest.mark.parametrize("num_gpus", [1.5, 2.25])
+def test_more_than_one_gpu_has_to_be_a_whole_number(num_gpus):
+    with pytest.raises(ValidationError, match=f"'thinkers' has num_gpus {num_gpus}"):
+        GroupConfig.model_validate(THINKERS | {"num_gpus": num_gpus})
+
+
+def test_memory_share_without_a_gpu_is_refused():
+    with pytest.raises(ValidationError, match="gpu_memory_share 0.5 without a GPU"):
+        GroupConfig.model_validate(THINKERS | {"gpu_memory_share": 0.5})
+
+
+@pytest.mark.parametrize("field", ["gpu_memory_share", "drain_timeout_s"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_share_and_timeout_are_more_than_nothing(field, value):
+    with pytest.raises(ValidationError, match=field):
+        GroupConfig.model_validate(THINKERS | {"num_gpus": 1, field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "share"),
+    [
+        ({}, None),
+        ({"num_gpus": 0.25}, 0.25),
+        ({"num_gpus": 4}, 1.0),
+        ({"num_gpus": 0.25, "gpu_memory_share": 0.2}, 0.2),
+    ],
+)
+def test_share_of_a_cards_memory_follows_the_share_of_the_card_unless_it_is_given(fields, share):
+    assert GroupConfig.model_validate(THINKERS | fields).device_memory_share == share
+
+
+@pytest.mark.parametrize(
+    ("fields", "bounds"),
+    [
+        ({}, (1, 1)),
+        ({"num_replicas": 3}, (3, 3)),
+        ({"scaling": {"max_replicas": 4}}, (1, 4)),
+        ({"scaling": {"min_replicas": 0, "max_replicas": 2}}, (0, 2)),
+    ],
+)
+def test_number_of_replicas_has_two_bounds(fields, bounds):
+    group = GroupConfig.model_validate(THINKERS | fields)
+    assert (group.min_replicas, group.max_replicas) == bounds
 
 
 @pytest.mark.parametrize(("num_cpus", "num_threads"), [(0.25, 1), (1, 1), (1.5, 1), (2, 2), (8, 8)])

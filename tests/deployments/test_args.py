@@ -6,8 +6,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from deployments.args import AppArgs
-from latentmas_core.errors import PipelineError
+from deployments.args import WITHOUT_PATHS, AdaptersConfig, AppArgs
+from latentmas_core.agents.config import AgentConfig
 
 REPO = Path(__file__).parents[2]
 THINKERS = {"name": "thinkers", "agents": ["planner", "critic"]}
@@ -72,8 +72,102 @@ def test_pipeline_with_an_agent_that_nobody_hosts_is_refused():
 
 def test_pipeline_that_is_no_dag_is_refused():
     nodes = [{"name": "planner", "after": ["judger"]}, {"name": "judger", "after": ["planner"]}]
-    with pytest.raises(PipelineError, match="'loop' has a cycle: "):
+    with pytest.raises(ValidationError, match=r"pipelines\.0\n.*'loop' has a cycle: "):
         make_args(pipelines=[{"name": "loop", "nodes": nodes}])
+
+
+def test_every_broken_pipeline_and_agent_is_named_not_only_the_first():
+    nowhere = [{"name": "judger", "after": ["nobody"]}]
+    with pytest.raises(ValidationError) as caught:
+        make_args(
+            pipelines=[{"name": "one", "nodes": nowhere}, {"name": "two", "nodes": []}],
+            agents=[
+                {"name": "poet", "role": "rhymes", "instructions": {"first": "", "latent": ""}}
+            ],
+        )
+    told = str(caught.value)
+    assert "'one' has node 'judger' after 'nobody'" in told
+    assert "'two' has no node" in told
+    assert "agents.0" in told
+
+
+def test_all_that_does_not_go_together_is_told_at_once_with_its_place():
+    nodes = [{"name": "math"}, {"name": "judger", "after": ["math"]}]
+    with pytest.raises(ValidationError) as caught:
+        make_args(
+            groups=[
+                THINKERS | {"engine": {"block_size": 0, "max_num_seqs": 0}},
+                DECIDERS | {"agents": ["judger", "poet"], "resident_adapters": ["mine"]},
+            ],
+            agents=[{"name": "twin", "role": "a"}, {"name": "twin", "role": "b"}],
+            pipelines=[{"name": "sums", "nodes": nodes}],
+            latent_steps=200,
+        )
+    told = str(caught.value)
+    for place in (
+        "groups[0].engine.block_size: of group 'thinkers' got 0",
+        "groups[0].engine.max_num_seqs: of group 'thinkers' got 0",
+        "groups[1].agents[0]: latent_steps is 200",
+        "groups[1].agents[1]: group 'deciders' hosts unknown agent 'poet'",
+        "groups[1].resident_adapters[0]: adapter 'mine' is not loaded at the start",
+        "agents[1].name: agent 'twin' is declared twice",
+        "pipelines[0].nodes[0]: pipeline 'sums' needs agent 'math'",
+    ):
+        assert place in told, told
+
+
+def test_shipped_agent_without_a_role_keeps_what_it_does_not_declare():
+    args = make_args(agents=[{"name": "judger", "temperature": 0.9}])
+    judger = args.known_agents["judger"]
+    assert judger == AgentConfig.judger(temperature=0.9)
+
+
+def test_new_agent_without_a_role_is_refused():
+    with pytest.raises(ValidationError, match=r"agents\.0\.role"):
+        make_args(agents=[{"name": "poet", "temperature": 0.9}])
+
+
+@pytest.mark.parametrize(
+    ("adapters", "named"),
+    [
+        ({"roots": ["/no/such/root"]}, "adapter root '/no/such/root' is no folder here"),
+        ({"registries": ["/no/such.yaml"]}, "adapter registry '/no/such.yaml' cannot be read"),
+        ({"load": [{"name": "mine", "path": "/no/adapter"}]}, "adapter path '/no/adapter' is no f"),
+        ({"load": [{"name": "mine", "path": "./mine"}]}, "adapter path './mine' is no folder"),
+        ({"load": [{"name": "mine", "path": "a/b/c"}]}, "adapter path 'a/b/c' is no folder"),
+    ],
+)
+def test_path_of_adapters_that_is_not_there_is_refused_by_name(adapters, named):
+    with pytest.raises(ValidationError, match=named):
+        make_args(adapters=adapters)
+    args = AppArgs.model_validate(
+        {"groups": [THINKERS], "adapters": adapters}, context=WITHOUT_PATHS
+    )
+    assert args.adapters != AdaptersConfig()
+
+
+def test_adapter_root_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValidationError, match="is no folder here"):
+        make_args(adapters={"roots": [tmp_path / "file"]})
+
+
+def test_paths_that_are_there_are_taken_and_the_hub_is_not_asked(tmp_path):
+    registry = tmp_path / "registry.yaml"
+    registry.write_text("adapters: []")
+    load = [{"name": "mine", "path": str(tmp_path)}, {"name": "far", "path": "owner/name"}]
+    args = make_args(
+        adapters={"roots": [tmp_path], "registries": [registry], "load": [*load, "coder_7b"]}
+    )
+    assert args.adapters.loaded_names == ("mine", "far", "coder_7b")
+
+
+def test_resident_adapter_that_is_loaded_is_taken(tmp_path):
+    args = make_args(
+        groups=deciders_with(resident_adapters=["mine"]),
+        adapters={"load": [{"name": "mine", "path": str(tmp_path)}]},
+    )
+    assert args.groups[1].resident_adapters == ("mine",)
 
 
 def test_shipped_pipelines_are_offered_where_their_agents_are_hosted():
