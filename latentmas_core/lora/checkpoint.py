@@ -4,15 +4,11 @@ A folder with ``adapter_config.json`` and ``adapter_model.safetensors``. Nothing
 options, names, shapes and numbers are checked before anything is handed on. Pickle is never opened.
 """
 
-import dataclasses
 import hashlib
-import json
 import logging
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,17 +17,20 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from latentmas_core.engine.quiet import quiet_bitsandbytes
 from latentmas_core.errors import AdapterError
+from latentmas_core.lora.adapter_config import (
+    CONFIG_FILE,
+    MAX_CONFIG_BYTES,
+    AdapterConfig,
+    parse_config,
+)
 from latentmas_core.lora.base_model import BaseModel, is_same_base
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 
-MAX_CONFIG_BYTES = 2**20
 MAX_HEADER_BYTES = 2**24  # names and shapes in front of the weights
 
 _WEIGHT_NAME = re.compile(
@@ -39,37 +38,9 @@ _WEIGHT_NAME = re.compile(
     r"\.lora_(?P<matrix>[AB])\.weight"
 )
 
-# Options that change nothing of what is computed from the weights, or that are understood here.
-_UNDERSTOOD = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "bias",
-    "corda_config",
-    "eva_config",
-    "exclude_modules",
-    "inference_mode",
-    "init_lora_weights",
-    "layers_pattern",
-    "loftq_config",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_ga_config",
-    "megatron_core",
-    "peft_type",
-    "peft_version",
-    "r",
-    "revision",
-    "runtime_config",
-    "target_modules",
-    "task_type",
-    "use_rslora",
-}
-# Other initialisations take a part of the base weights away, so the adapter alone is not enough.
-_UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")
-
-
-# Numbers of these kinds are finite unless all bits of the exponent are set.
+# What weights may be stored as. A number is finite unless all these bits, its exponent, are set.
 _EXPONENT_BITS: Mapping[torch.dtype, np.unsignedinteger[Any]] = {
+    torch.float64: np.uint64(0x7FF0_0000_0000_0000),
     torch.float32: np.uint32(0x7F80_0000),
     torch.float16: np.uint16(0x7C00),
     torch.bfloat16: np.uint16(0x7F80),
@@ -87,8 +58,8 @@ class LoRAPair(NamedTuple):
 class LoRACheckpoint:
     """A valid adapter, as it stands in its files.
 
-    digest: SHA-256 of the bytes of both files. weights: by layer and target. scaling: alpha / rank,
-    or alpha / sqrt(rank) for rsLoRA (Kalajdzievski 2023).
+    digest: SHA-256 of the bytes of both files. weights: by layer and target. scaling: of their
+    product.
     """
 
     digest: str
@@ -102,20 +73,19 @@ class LoRACheckpoint:
 def read_checkpoint(folder: Path, base: BaseModel, *, max_rank: int) -> LoRACheckpoint:
     """Raises AdapterError when it is missing, broken, unsupported or made for another base."""
     config_bytes = _read_bytes(folder, CONFIG_FILE, MAX_CONFIG_BYTES)
-    config = _parse_config(folder, config_bytes)
-    _refuse_unsupported(folder, config)
+    config = parse_config(folder, config_bytes)
     _check_base(folder, config, base)
     _check_rank(folder, config, max_rank)
-    weights_bytes = _read_bytes(folder, WEIGHTS_FILE, max_file_bytes(base, config.r))
+    weights_bytes = _read_bytes(folder, WEIGHTS_FILE, max_file_bytes(base, config.rank))
     tensors = _parse_weights(folder, weights_bytes)
-    weights = _pair(folder, tensors, base, config.r)
+    weights = _pair(folder, tensors, base, config.rank)
     _refuse_infinite(folder, tensors, weights_bytes)
     _check_targets(folder, config.target_modules, {target for _, target in weights}, base)
     return LoRACheckpoint(
         digest=_digest(config_bytes, weights_bytes),
-        base_model_name=config.base_model_name_or_path,
-        rank=config.r,
-        scaling=config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r),
+        base_model_name=config.base_model_name,
+        rank=config.rank,
+        scaling=config.scaling,
         targets=tuple(target for target in base.targets if (0, target) in weights),
         weights=weights,
     )
@@ -161,102 +131,21 @@ def _unreadable(folder: Path, name: str, error: OSError) -> AdapterError:
     )
 
 
-def _parse_config(folder: Path, content: bytes) -> Any:
-    """A ``peft.LoraConfig``."""
-    path = folder / CONFIG_FILE
-    try:
-        values = json.loads(content)
-    except ValueError as error:
-        raise AdapterError(f"{path} is not JSON: {error}. Save it again.", param="path") from error
-    if not isinstance(values, dict) or values.get("peft_type") != "LORA":
-        kind = values.get("peft_type") if isinstance(values, dict) else type(values).__name__
+def _check_base(folder: Path, config: AdapterConfig, base: BaseModel) -> None:
+    if not is_same_base(config.base_model_name, base.name):
         raise AdapterError(
-            f"{path} says peft_type {kind!r}; LORA is the kind that is served.", param="peft_type"
-        )
-    strangers = [name for name in values.keys() - _defaults().keys() if values[name]]
-    if strangers:
-        raise _unsupported(folder, {name: values[name] for name in sorted(strangers)})
-    try:
-        return _lora_config({name: values[name] for name in values.keys() & _defaults().keys()})
-    except (TypeError, ValueError) as error:
-        raise AdapterError(f"{path} is no LoRA configuration: {error}", param="path") from error
-
-
-def _lora_config(values: Mapping[str, Any]) -> Any:
-    return _peft().LoraConfig(**values)
-
-
-@cache
-def _peft() -> Any:
-    """Takes seconds to import, and many a service has no adapter."""
-    quiet_bitsandbytes()
-    import peft
-
-    return peft
-
-
-@cache
-def _defaults() -> Mapping[str, Any]:
-    """The options of PEFT's LoRA and what they are where they are left out."""
-    plain = _peft().LoraConfig()
-    return {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-
-
-def _refuse_unsupported(folder: Path, config: Any) -> None:
-    """Whatever is not understood must be as if it had been left out."""
-    unsupported = {
-        name: getattr(config, name)
-        for name, default in _defaults().items()
-        if name not in _UNDERSTOOD and _is_meant(getattr(config, name), default)
-    }
-    if config.bias != "none":
-        unsupported["bias"] = config.bias
-    if config.init_lora_weights not in _UNCHANGED_BASE:
-        unsupported["init_lora_weights"] = config.init_lora_weights
-    if unsupported:
-        raise _unsupported(folder, unsupported)
-
-
-def _is_meant(value: Any, default: Any) -> bool:
-    return bool(value) and value != default
-
-
-def _unsupported(folder: Path, options: Mapping[str, Any]) -> AdapterError:
-    shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    return AdapterError(
-        f"adapter {folder} was made with {shown}, which is not supported: its answers would not "
-        "be those of the adapter. Train or convert it to plain LoRA on linear layers.",
-        param=next(iter(options)),
-    )
-
-
-def _check_base(folder: Path, config: Any, base: BaseModel) -> None:
-    named = config.base_model_name_or_path
-    if not named:
-        raise AdapterError(
-            f"adapter {folder} does not say which base model it was made for. Set "
-            f"base_model_name_or_path in its {CONFIG_FILE}.",
-            param="base_model_name_or_path",
-        )
-    if not is_same_base(named, base.name):
-        raise AdapterError(
-            f"adapter {folder} was made for base model {named!r}; this one is {base.name!r}. "
-            "Load it where its base model is served.",
+            f"adapter {folder} was made for base model {config.base_model_name!r}; this one is "
+            f"{base.name!r}. Load it where its base model is served.",
             param="base_model_name_or_path",
         )
 
 
-def _check_rank(folder: Path, config: Any, max_rank: int) -> None:
-    rank, alpha = config.r, config.lora_alpha
-    if type(rank) is not int or not 1 <= rank <= max_rank:
+def _check_rank(folder: Path, config: AdapterConfig, max_rank: int) -> None:
+    if config.rank > max_rank:
         raise AdapterError(
-            f"adapter {folder} has rank {rank!r}; allowed are 1 to {max_rank}. Raise max_lora_rank "
-            "if there is memory for it.",
+            f"adapter {folder} has rank {config.rank}; allowed are 1 to {max_rank}. Raise "
+            "max_lora_rank if there is memory for it.",
             param="r",
-        )
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise AdapterError(
-            f"adapter {folder} has lora_alpha {alpha!r}; it must be a number.", param="lora_alpha"
         )
 
 
@@ -276,11 +165,17 @@ def _pair(
     """Every tensor in its place, each of the right shape, none missing or too many."""
     found: dict[tuple[int, str, str], torch.Tensor] = {}
     for name, tensor in tensors.items():
-        layer, target, matrix = _place_of(folder, name, base)
+        place = layer, target, matrix = _place_of(folder, name, base)
+        if place in found:
+            raise AdapterError(
+                f"adapter {folder} holds {name!r} beside another tensor for layers.{layer}.{target}"
+                f".lora_{matrix}. Leave the wrong one out.",
+                param="path",
+            )
         out_features, in_features = base.targets[target]
         expected = (rank, in_features) if matrix == "A" else (out_features, rank)
         _check_shape(folder, name, tensor, expected)
-        found[layer, target, matrix] = tensor
+        found[place] = tensor
     targets = {target for _, target, _ in found}
     if not targets:
         raise AdapterError(f"adapter {folder} holds no weights at all.", param="path")
@@ -305,7 +200,9 @@ def _pair(
     }
 
 
-def _check_targets(folder: Path, named: Any, found: set[str], base: BaseModel) -> None:
+def _check_targets(
+    folder: Path, named: tuple[str, ...] | str | None, found: set[str], base: BaseModel
+) -> None:
     """A list of names must be what the weights are; a pattern was resolved when it was trained."""
     if named is None or isinstance(named, str):
         return
@@ -314,8 +211,8 @@ def _check_targets(folder: Path, named: Any, found: set[str], base: BaseModel) -
     ]
     if missing:
         raise AdapterError(
-            f"adapter {folder} names target_modules {', '.join(sorted(missing))} but holds no "
-            f"weights for them. Targets of {base.name!r}: {', '.join(base.targets)}.",
+            f"adapter {folder} names target_modules {', '.join(map(repr, sorted(missing)))} but "
+            f"holds no weights for them. Targets of {base.name!r}: {', '.join(base.targets)}.",
             param="target_modules",
         )
 
@@ -348,10 +245,17 @@ def _check_shape(folder: Path, name: str, tensor: torch.Tensor, expected: tuple[
 
 
 def _refuse_infinite(folder: Path, tensors: Mapping[str, torch.Tensor], content: bytes) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _EXPONENT_BITS:
+            raise AdapterError(
+                f"adapter {folder}: {name} is stored as {tensor.dtype}; allowed are "
+                f"{', '.join(map(str, _EXPONENT_BITS))}. Convert it.",
+                param="path",
+            )
     if _is_finite(tensors, content):
         return
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+        if not bool(torch.isfinite(tensor).all()):
             raise AdapterError(
                 f"adapter {folder}: {name} holds numbers that are not finite. Its training "
                 "diverged, or the file is damaged.",
@@ -365,9 +269,9 @@ def _is_finite(tensors: Mapping[str, torch.Tensor], content: bytes) -> bool:
     On this thread alone: a check of tensor after tensor takes turns with the engine's thread.
     """
     kinds = {tensor.dtype for tensor in tensors.values()}
-    mask = _EXPONENT_BITS.get(next(iter(kinds)))
-    if len(kinds) > 1 or mask is None:
+    if len(kinds) > 1:
         return False
+    mask = _EXPONENT_BITS[kinds.pop()]
     start = 8 + int.from_bytes(content[:8], "little")  # the length of the header, and the header
     bits = np.frombuffer(content, mask.dtype, offset=start)
     return bool(((bits & mask) != mask).all())

@@ -23,12 +23,8 @@ from huggingface_hub.errors import (
 )
 
 from latentmas_core.errors import AdapterError, HubError
-from latentmas_core.lora.checkpoint import (
-    CONFIG_FILE,
-    MAX_CONFIG_BYTES,
-    PICKLE_FILE,
-    WEIGHTS_FILE,
-)
+from latentmas_core.lora.adapter_config import CONFIG_FILE, MAX_CONFIG_BYTES
+from latentmas_core.lora.checkpoint import PICKLE_FILE, WEIGHTS_FILE
 
 ETAG_TIMEOUT_S = 10.0  # for a question; the hub's library waits as long for a part of a file
 

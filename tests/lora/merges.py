@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from latentmas_core.engine.quiet import quiet_transformers
+from latentmas_core.lora.adapter_config import CONFIG_FILE
 from latentmas_core.lora.base_model import BaseModel, describe_base
 from latentmas_core.lora.checkpoint import (
-    CONFIG_FILE,
     WEIGHTS_FILE,
     LoRACheckpoint,
     read_checkpoint,

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentmas_core.errors import AdapterError
+from latentmas_core.lora.adapter_config import CONFIG_FILE
 from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.checkpoint import (
-    CONFIG_FILE,
     PICKLE_FILE,
     WEIGHTS_FILE,
     LoRACheckpoint,
@@ -114,6 +114,20 @@ def test_identity_is_what_is_in_the_files(adapter: Path, original: Path, base: B
         ({"r": 8}, "shape"),
         ({"lora_alpha": "much"}, "much"),
         ({"target_modules": [*ALL_TARGETS, "lm_head"]}, "lm_head"),
+        ({"target_modules": [1, 2]}, r"\[1, 2\]"),
+        ({"target_modules": {"q_proj": True}}, "list of names"),
+        ({"base_model_name_or_path": 5}, "is 5"),
+        ({"base_model_name_or_path": ["a"]}, r"\['a'\]"),
+        ({"lora_alpha": 10**400}, "lora_alpha 1000"),
+        ({"lora_alpha": float("nan")}, "lora_alpha nan"),
+        ({"lora_alpha": True}, "lora_alpha True"),
+        ({"use_rslora": "false"}, "use_rslora 'false'"),
+        ({"init_lora_weights": "loftq"}, "loftq"),  # PEFT asks for scipy first
+        ({"init_lora_weights": ["eva"]}, "init_lora_weights"),
+        ({"bias": ["all"]}, "bias"),
+        ({"r": True}, "rank True"),
+        ({"task_type": 7}, "no LoRA configuration"),
+        ({"eva_config": [1]}, "no LoRA configuration"),
     ],
 )
 def test_option_that_is_not_supported_is_named(
@@ -157,6 +171,7 @@ def test_embedding_as_target_is_named(tmp_path: Path, tiny_qwen2: Path) -> None:
 
 
 NAME = f"{PREFIX}.1.self_attn.q_proj.lora_A.weight"
+OTHER_NAME = NAME.replace("model.model.model", "model.model")  # of the same place
 
 
 @pytest.mark.parametrize(
@@ -164,7 +179,9 @@ NAME = f"{PREFIX}.1.self_attn.q_proj.lora_A.weight"
     [
         (lambda w: w[NAME].view(-1)[3:4].fill_(float("nan")), "not finite"),
         (lambda w: w[NAME].view(-1)[3:4].fill_(float("inf")), "not finite"),
-        (lambda w: w.update({NAME: w[NAME].to(torch.int32)}), "not finite"),
+        (lambda w: w.update({NAME: w[NAME].to(torch.int32)}), r"torch\.int32; allowed are"),
+        (lambda w: w.update({NAME: w[NAME].to(torch.float8_e4m3fn)}), "float8_e4m3fn; allowed"),
+        (lambda w: w.update({OTHER_NAME: w[NAME].clone()}), "beside another tensor for layers.1"),
         (lambda w: w.pop(NAME), "lacks 1 weights"),
         (lambda w: w.update({NAME: w[NAME][:, :-1].contiguous()}), "shape"),
         (lambda w: w.update({f"{PREFIX}.9.mlp.up_proj.lora_A.weight": w[NAME].clone()}), "9"),
@@ -181,6 +198,20 @@ def test_damaged_weights_are_named(
 ) -> None:
     change_weights(adapter, change)
     with pytest.raises(AdapterError, match=named):
+        read(adapter, base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_weights_of_any_float_type_are_read_and_checked(
+    adapter: Path, base: BaseModel, dtype: torch.dtype
+) -> None:
+    def convert(weights: dict[str, torch.Tensor]) -> None:
+        weights.update({name: tensor.to(dtype) for name, tensor in weights.items()})
+
+    change_weights(adapter, convert)
+    assert read(adapter, base).weights[0, "mlp.up_proj"].a.dtype == dtype
+    change_weights(adapter, lambda w: w[NAME].view(-1)[3:4].fill_(float("inf")))
+    with pytest.raises(AdapterError, match="not finite"):
         read(adapter, base)
 
 
@@ -212,7 +243,7 @@ def test_truncated_weights_are_refused(adapter: Path, base: BaseModel, num_bytes
         read(adapter, base)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"LORA"'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"LORA"', "[" * 200_000], ids=range(6))
 def test_config_that_is_no_configuration_is_refused(
     adapter: Path, base: BaseModel, text: str
 ) -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
+from latentmas_core.lora.adapter_config import CONFIG_FILE
 from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.checkpoint import (
-    CONFIG_FILE,
     LoRACheckpoint,
     read_checkpoint,
 )

@@ -13,12 +13,8 @@ import pytest
 
 from latentmas_core.errors import AdapterError, HubError
 from latentmas_core.lora import source
-from latentmas_core.lora.checkpoint import (
-    CONFIG_FILE,
-    MAX_CONFIG_BYTES,
-    PICKLE_FILE,
-    WEIGHTS_FILE,
-)
+from latentmas_core.lora.adapter_config import CONFIG_FILE, MAX_CONFIG_BYTES
+from latentmas_core.lora.checkpoint import PICKLE_FILE, WEIGHTS_FILE
 from latentmas_core.lora.source import locate_adapter
 from tests.lora.hub_server import COMMIT, NEXT_COMMIT, TOKEN, Hub, serve_hub
 
