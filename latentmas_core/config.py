@@ -36,6 +36,10 @@ class LoRAConfig(FrozenModel):
 class EngineConfig(FrozenModel):
     """What an engine is made of and how much it may take.
 
+    With ``num_devices`` above 1 the layers of the model are spread over so many cards, from
+    ``device`` on: for models that do not fit one. ``device_memory_share`` is the share of each
+    card's memory that this process may take, weights and pool together; left out, all of it.
+
     ``kv_cache_bytes`` fixes the size of the KV pool; left out, the pool takes ``memory_share`` of
     the memory that is free once the model is loaded (on a GPU: of the card, on a CPU: of the host,
     at most 1 GiB there). ``stall_timeout_s``: a step that takes longer means that it is stuck.
@@ -43,6 +47,8 @@ class EngineConfig(FrozenModel):
 
     model_name: str = "embedded:smollm2-135m-instruct"
     device: str = "auto"
+    num_devices: int = Field(default=1, ge=1)
+    device_memory_share: float | None = Field(default=None, gt=0.0, le=1.0)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: Literal["4bit", "8bit"] | None = None
     num_threads: int | None = Field(default=None, ge=1)

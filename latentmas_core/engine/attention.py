@@ -11,7 +11,7 @@ it), and gathering pages before ``scaled_dot_product_attention`` (everywhere; it
 import inspect
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
-from latentmas_core.engine.kv_pool import KVPool, LayerStates
+from latentmas_core.engine.kv_pool import LayerStates, Pool
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,13 @@ class GatheredRows:
     max_slots: int
     mask: torch.Tensor | None
 
+    def to(self, device: torch.device) -> "GatheredRows":
+        return replace(
+            self,
+            blocks=self.blocks if isinstance(self.blocks, int) else self.blocks.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+        )
+
 
 @dataclass
 class PagedRows:
@@ -66,19 +73,36 @@ class PagedRows:
     max_q: int
     max_k: int
 
+    def to(self, device: torch.device) -> "PagedRows":
+        return replace(
+            self,
+            cu_seq_q=self.cu_seq_q.to(device),
+            seqused_k=self.seqused_k.to(device),
+            block_table=self.block_table.to(device),
+        )
+
 
 @dataclass
 class AttentionBatch:
     """One step: where its rows are written, and how they read."""
 
-    pool: KVPool
+    pool: Pool
     slot_mapping: torch.Tensor  # [num_rows]
     gathered: list[GatheredRows]
     paged: PagedRows | None
 
+    def to(self, device: torch.device) -> "AttentionBatch":
+        """The same step for the layers on another device."""
+        return AttentionBatch(
+            self.pool,
+            self.slot_mapping.to(device),
+            [rows.to(device) for rows in self.gathered],
+            None if self.paged is None else self.paged.to(device),
+        )
+
 
 def prepare_batch(
-    sequences: Sequence[SequenceRows], pool: KVPool, *, num_groups: int, is_paged: bool
+    sequences: Sequence[SequenceRows], pool: Pool, *, num_groups: int, is_paged: bool
 ) -> AttentionBatch:
     """``sequences`` in the order of their rows, those with one row first.
 
@@ -230,7 +254,7 @@ def _gather(states: LayerStates, rows: GatheredRows) -> torch.Tensor:
     return gathered.narrow(1, 0, rows.max_slots).transpose(1, 2)
 
 
-def _prepare_paged(sequences: Sequence[SequenceRows], pool: KVPool) -> PagedRows:
+def _prepare_paged(sequences: Sequence[SequenceRows], pool: Pool) -> PagedRows:
     ends = torch.tensor([0, *(s.num_rows for s in sequences)]).cumsum(0)
     num_slots = [s.num_slots for s in sequences]
     return PagedRows(
@@ -243,7 +267,7 @@ def _prepare_paged(sequences: Sequence[SequenceRows], pool: KVPool) -> PagedRows
 
 
 def _prepare_gathered(
-    sequences: Sequence[SequenceRows], pool: KVPool, num_groups: int
+    sequences: Sequence[SequenceRows], pool: Pool, num_groups: int
 ) -> list[GatheredRows]:
     num_single = sum(s.num_rows == 1 for s in sequences)
     batches = [_gather_single(sequences[:num_single], pool)] if num_single else []
@@ -255,7 +279,7 @@ def _prepare_gathered(
     return batches
 
 
-def _gather_single(sequences: Sequence[SequenceRows], pool: KVPool) -> GatheredRows:
+def _gather_single(sequences: Sequence[SequenceRows], pool: Pool) -> GatheredRows:
     """Sequences with one row each, padded to the longest."""
     num_slots = torch.tensor([s.num_slots for s in sequences])
     max_slots = int(num_slots.max())
@@ -267,7 +291,7 @@ def _gather_single(sequences: Sequence[SequenceRows], pool: KVPool) -> GatheredR
     return GatheredRows(0, len(sequences), len(sequences), blocks, max_slots, mask)
 
 
-def _gather_chunk(sequence: SequenceRows, pool: KVPool, num_groups: int) -> GatheredRows:
+def _gather_chunk(sequence: SequenceRows, pool: Pool, num_groups: int) -> GatheredRows:
     """Several rows of one sequence: row i sees the slots up to its own."""
     last_visible = torch.arange(sequence.num_context, sequence.num_slots)
     is_hidden = torch.arange(sequence.num_slots) > last_visible[:, None]
@@ -276,7 +300,7 @@ def _gather_chunk(sequence: SequenceRows, pool: KVPool, num_groups: int) -> Gath
     return GatheredRows(0, sequence.num_rows, 1, blocks, sequence.num_slots, mask)
 
 
-def _blocks(sequences: Sequence[SequenceRows], pool: KVPool) -> torch.Tensor | int:
+def _blocks(sequences: Sequence[SequenceRows], pool: Pool) -> torch.Tensor | int:
     if len(sequences) == 1:
         table = _used_blocks(sequences[0], pool)
         if all(after - before == 1 for before, after in pairwise(table)):
@@ -284,17 +308,17 @@ def _blocks(sequences: Sequence[SequenceRows], pool: KVPool) -> torch.Tensor | i
     return _padded_tables(sequences, pool).flatten().to(pool.device)
 
 
-def _additive(is_hidden: torch.Tensor, pool: KVPool) -> torch.Tensor:
-    mask = torch.zeros(is_hidden.shape, dtype=pool.keys.dtype)
+def _additive(is_hidden: torch.Tensor, pool: Pool) -> torch.Tensor:
+    mask = torch.zeros(is_hidden.shape, dtype=pool.dtype)
     return mask.masked_fill_(is_hidden, float("-inf")).to(pool.device)
 
 
-def _padded_tables(sequences: Sequence[SequenceRows], pool: KVPool) -> torch.Tensor:
+def _padded_tables(sequences: Sequence[SequenceRows], pool: Pool) -> torch.Tensor:
     """[num_sequences, max_blocks]; what is padded with block 0 is masked."""
     tables = [_used_blocks(s, pool) for s in sequences]
     max_blocks = max(map(len, tables))
     return torch.tensor([[*table, *([0] * (max_blocks - len(table)))] for table in tables])
 
 
-def _used_blocks(sequence: SequenceRows, pool: KVPool) -> Sequence[int]:
+def _used_blocks(sequence: SequenceRows, pool: Pool) -> Sequence[int]:
     return sequence.block_table[: -(-sequence.num_slots // pool.block_size)]

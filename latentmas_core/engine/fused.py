@@ -16,6 +16,7 @@ from torch import nn
 
 from latentmas_core.engine.attention import AttentionBatch, paged_attention
 from latentmas_core.engine.linear import Linear, MakeLinear
+from latentmas_core.engine.shards import Shard
 from latentmas_core.lora.layers import LoRABatch, LoRALinear, Site, wrap_linears
 
 _NORMS = {"LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
@@ -57,6 +58,9 @@ class Rotation(NamedTuple):
         halves = heads.view(*heads.shape[:2], 2, -1)
         swapped = halves.flip(-2).view(heads.shape)
         return torch.addcmul(heads * self.cos, swapped, self.signed_sin)
+
+    def to(self, device: torch.device) -> "Rotation":
+        return Rotation(self.cos.to(device), self.signed_sin.to(device))
 
 
 class FusedNorm:
@@ -176,15 +180,28 @@ class FusedLayer:
         return hidden + self.mlp(self.mlp_norm(hidden), lora)
 
 
-class FusedDecoder:
-    """All layers and the final norm. Takes the layers of ``decoder`` away from it, one by one."""
+class LayerRun(NamedTuple):
+    """Neighbouring layers on one device."""
 
-    def __init__(self, decoder: Any, make_linear: MakeLinear) -> None:
+    device: torch.device
+    layers: list[FusedLayer]
+
+
+class FusedDecoder:
+    """All layers and the final norm. Takes the layers of ``decoder`` away from it, one by one.
+
+    Over several shards what a step needs is handed over from device to device, once per step.
+    """
+
+    def __init__(self, decoder: Any, make_linear: MakeLinear, shards: Sequence[Shard] = ()) -> None:
         self.rotary_emb = decoder.rotary_emb
-        self.layers: list[FusedLayer] = []
-        for index, layer in enumerate(decoder.layers):
-            self.layers.append(FusedLayer(layer, make_linear))
-            decoder.layers[index] = nn.Identity()  # so that its weights are not kept twice
+        self.runs: list[LayerRun] = []
+        for shard in shards or [_whole(decoder)]:
+            run = LayerRun(shard.device, [])
+            for index in range(shard.start, shard.end):
+                run.layers.append(FusedLayer(decoder.layers[index], make_linear))
+                decoder.layers[index] = nn.Identity()  # so that its weights are not kept twice
+            self.runs.append(run)
         self.norm = FusedNorm(decoder.norm)
         self.sites = FUSED_SITES
 
@@ -195,11 +212,17 @@ class FusedDecoder:
         batch: AttentionBatch,
         lora: LoRABatch | None = None,
     ) -> torch.Tensor:
-        """embeddings [num_rows, hidden_size], positions [num_rows] -> hidden after the norm."""
+        """embeddings [num_rows, hidden_size], positions [num_rows] -> hidden after the norm.
+
+        Both are on the first device, what is returned is on the last.
+        """
         rotation = Rotation.from_tables(*self.rotary_emb(embeddings, positions[None]))
         hidden = embeddings
-        for layer in self.layers:
-            hidden = layer(hidden, rotation, batch, lora)
+        for number, (device, layers) in enumerate(self.runs):
+            if number > 0:
+                hidden, rotation, batch = hidden.to(device), rotation.to(device), batch.to(device)
+            for layer in layers:
+                hidden = layer(hidden, rotation, batch, lora)
         normed: torch.Tensor = self.norm(hidden)
         return normed
 
@@ -245,15 +268,23 @@ def _adapted(linears: Sequence[LoRALinear], lora: LoRABatch | None) -> Iterator[
             linear.lora = None
 
 
+def _whole(decoder: Any) -> Shard:
+    return Shard(decoder.norm.weight.device, 0, len(decoder.layers))
+
+
 def make_decoder(
-    decoder: nn.Module, make_linear: MakeLinear, targets: Iterable[str] = ()
+    decoder: nn.Module,
+    make_linear: MakeLinear,
+    targets: Iterable[str] = (),
+    shards: Sequence[Shard] = (),
 ) -> FusedDecoder | PlainDecoder:
     """The fused decoder where the structure is known exactly, else transformers' own.
 
-    targets: the linear layers that adapters may change; the fused decoder knows its own.
+    targets: the linear layers that adapters may change; the fused decoder knows its own. shards:
+    where the layers lie, if not all on one device; the layers of transformers' own know theirs.
     """
     if can_fuse(decoder):
-        return FusedDecoder(decoder, make_linear)
+        return FusedDecoder(decoder, make_linear, shards)
     return PlainDecoder(decoder, [(target,) for target in targets])
 
 

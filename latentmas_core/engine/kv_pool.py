@@ -6,7 +6,7 @@ A slot is one row of one block: slot = block_id * block_size + offset.
 import math
 import mmap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -33,8 +33,32 @@ class LayerStates(NamedTuple):
         return cls(pages, slots, slots.transpose(0, 1)[None])
 
 
+class Pool(Protocol):
+    """What the engine asks of the tensors behind its blocks, on however many devices they lie.
+
+    parts: one per device, in the order of their layers. layer_keys, layer_values: by layer, each
+    on the device of its layer; all else that is made here is on ``device``, the first.
+    """
+
+    block_size: int
+    device: torch.device
+    dtype: torch.dtype
+    layer_keys: list[LayerStates]
+    layer_values: list[LayerStates]
+
+    @property
+    def parts(self) -> "Sequence[KVPool]": ...
+    def slots(self, block_table: Sequence[int], start: int, end: int) -> torch.Tensor: ...
+    def read(self, slots: torch.Tensor) -> KVRows: ...
+    def write(self, slots: torch.Tensor, rows: KVRows) -> None: ...
+    def copy_block(self, source: int, target: int) -> None: ...
+
+
 class KVPool:
-    """keys, values: [num_layers, num_blocks, block_size, num_kv_heads, head_dim]."""
+    """The pool of one device.
+
+    keys, values: [num_layers, num_blocks, block_size, num_kv_heads, head_dim].
+    """
 
     def __init__(
         self,
@@ -48,6 +72,7 @@ class KVPool:
         size = (shape.num_layers, num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
         self.block_size = block_size
         self.device = device
+        self.dtype = dtype
         self.keys = _zeros(size, dtype, device)
         self.values = _zeros(size, dtype, device)
         # [num_layers, num_slots, num_kv_heads, head_dim]
@@ -55,6 +80,14 @@ class KVPool:
         self._value_slots = self.values.view(size[0], -1, *size[3:])
         self.layer_keys = [LayerStates.from_pages(pages) for pages in self.keys]
         self.layer_values = [LayerStates.from_pages(pages) for pages in self.values]
+
+    @property
+    def parts(self) -> "Sequence[KVPool]":
+        return (self,)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layer_keys)
 
     def slots(self, block_table: Sequence[int], start: int, end: int) -> torch.Tensor:
         """Slot numbers [end - start] of the rows ``start`` .. ``end - 1`` of a block table."""
@@ -81,10 +114,9 @@ class KVPool:
         Whoever fills it writes finite numbers: as keys and values they would be masked by a 0.
         """
         end = start + num_blocks
-        num_layers = self.keys.shape[0]
         return (
-            self.keys[:, start:end].view(num_layers, -1),
-            self.values[:, start:end].view(num_layers, -1),
+            self.keys[:, start:end].view(self.num_layers, -1),
+            self.values[:, start:end].view(self.num_layers, -1),
         )
 
     def copy_block(self, source: int, target: int) -> None:

@@ -66,6 +66,11 @@ class WidenedLinear(PlainLinear):
         return (y if self.bias is None else y.add_(self.bias)).to(x.dtype)
 
 
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    """A layer of the kind that is quickest where its weight lies."""
+    return choose_linear(weight.device, weight.dtype)(weight, bias)
+
+
 def choose_linear(device: torch.device, dtype: torch.dtype) -> MakeLinear:
     """The kind of layer that is quickest on this machine."""
     if _can_pack(device, dtype):

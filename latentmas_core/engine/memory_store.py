@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from latentmas_core.engine.block_manager import BlockManager
-from latentmas_core.engine.kv_pool import KVPool
+from latentmas_core.engine.kv_pool import Pool
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.sequence import Sequence as EngineSequence
 from latentmas_core.errors import SegmentError
@@ -23,7 +23,7 @@ class MemoryStore:
     """Creates, lends, moves and frees ``ResidentMemory`` handles."""
 
     def __init__(
-        self, blocks: BlockManager, pool: KVPool, *, inv_freq: torch.Tensor, hidden_size: int
+        self, blocks: BlockManager, pool: Pool, *, inv_freq: torch.Tensor, hidden_size: int
     ) -> None:
         self.blocks = blocks
         self.pool = pool
@@ -231,7 +231,8 @@ class MemoryStore:
     def _stack(self, latents: list[torch.Tensor]) -> torch.Tensor:
         if latents:
             return torch.stack(latents)
-        return self.pool.keys.new_empty(0, self.hidden_size)
+        size = (0, self.hidden_size)
+        return torch.empty(size, dtype=self.pool.dtype, device=self.pool.device)
 
 
 def _find(segment: Segment, sources: Sequence[ResidentMemory]) -> ResidentMemory:

@@ -7,13 +7,14 @@ model_support; how the embedded model comes to be, in embedded_model.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -40,6 +41,7 @@ from latentmas_core.engine.quantization import (
     stored_quantization,
 )
 from latentmas_core.engine.quiet import quiet_transformers
+from latentmas_core.engine.shards import Shard, bring_inputs, place
 from latentmas_core.errors import ConfigError, ModelError
 
 _DTYPES = {
@@ -81,16 +83,18 @@ class ModelShape(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A frozen model on its device, with what belongs to it.
+    """A frozen model on its devices, with what belongs to it.
 
+    ``shards``: the layers of each device; one shard where one device holds the whole model.
     ``fingerprint`` is equal for equal weights, quantisation, dtype and rotary settings, on any
-    device: a segment made by one model fits another of the same fingerprint.
+    devices: a segment made by one model fits another of the same fingerprint.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     shape: ModelShape
+    shards: tuple[Shard, ...]
     fingerprint: str
     eos_token_ids: frozenset[int]
 
@@ -115,6 +119,27 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def resolve_devices(device: str, num_devices: int) -> tuple[torch.device, ...]:
+    """``device`` and its neighbours; ConfigError if there are not so many."""
+    first = resolve_device(device)
+    if num_devices == 1:
+        return (first,)
+    if first.type == "cpu":
+        raise ConfigError(
+            f"num_devices is {num_devices} and device {device!r} is a CPU, which counts as 1. Set "
+            "num_devices to 1, or use 'cuda' where there are several cards.",
+            param="num_devices",
+        )
+    num_visible = torch.cuda.device_count()
+    if first.index + num_devices > num_visible:
+        raise ConfigError(
+            f"num_devices is {num_devices}, counted from cuda:{first.index}; the number of visible "
+            f"CUDA devices is {num_visible}. Lower num_devices, or check CUDA_VISIBLE_DEVICES.",
+            param="num_devices",
+        )
+    return tuple(torch.device("cuda", first.index + number) for number in range(num_devices))
+
+
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The dtype of that name; "auto" is float32 on a CPU, bfloat16 (else float16) on CUDA."""
     if dtype in _DTYPES:
@@ -132,10 +157,14 @@ def load_model(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    further_devices: Sequence[torch.device] = (),
     quantization: Quantization | None = None,
     attn_implementation: str = "sdpa",
 ) -> LoadedModel:
     """Loads the embedded model, a local folder or a model of the hub.
+
+    With ``further_devices`` its layers are spread over all devices; each weight is read straight
+    to its own. A device may be named more than once.
 
     A checkpoint whose weights are quantised already is read as it is; ``quantization`` is left out
     then, or says the same. Raises ModelError when the model is missing, broken, does not fit, or
@@ -150,7 +179,13 @@ def load_model(
         refuse_unless_possible(model_name, quantization, stored)
         kind = quantization or stored
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-        if kind:
+        shards: tuple[Shard, ...] = (Shard(device, 0, config.num_hidden_layers),)
+        if further_devices:
+            devices = (device, *further_devices)
+            shards, options["device_map"] = place(
+                model_name, config, devices, dtype=dtype, quantization=kind
+            )
+        elif kind:
             options["device_map"] = {"": device}  # a quantised model stays where it was read to
         if quantization and not stored:
             options["quantization_config"] = quantization_config(quantization, dtype)
@@ -160,9 +195,13 @@ def load_model(
         with _fitting(model_name, device), _failure_named(model_name, source, "the weights"):
             model = _read_weights(source, options)
     refuse_unsupported_modules(model_name, model)
+    if further_devices:
+        # Accelerate's hooks move the inputs of every module, in every step.
+        remove_hook_from_module(model, recurse=True)
+        bring_inputs(model.model.layers, shards)
     if kind in BITSANDBYTES_KINDS:
         multiply_exactly(model, dtype)
-    elif kind is None:
+    elif kind is None and not further_devices:
         with _fitting(model_name, device):
             torch.nn.Module.to(model, device)
     model.requires_grad_(False).train(False)
@@ -171,6 +210,7 @@ def load_model(
         model=model,
         tokenizer=tokenizer,
         shape=_shape_of(model.config),
+        shards=shards,
         fingerprint=_fingerprint(model),
         eos_token_ids=_eos_token_ids(model, tokenizer),
     )
@@ -247,7 +287,8 @@ def _fitting(model_name: str, device: torch.device) -> Iterator[None]:
         reason = " ".join(str(error).split())[:_MAX_REASON_CHARS]
         raise ModelError(
             f"model {model_name!r} does not fit into the memory of {device}: {reason}. "
-            "Use a smaller model, a smaller dtype, quantization or another device.",
+            "Use a smaller model, a smaller dtype, quantization, another device, more devices "
+            "(num_devices) or a larger share of them (device_memory_share).",
             param="model_name",
         ) from error
 
@@ -277,7 +318,7 @@ def _fingerprint(model: PreTrainedModel) -> str:
     scales = [scales_of(parameter) for _, parameter in parameters]
     tensors = [parameter for _, parameter in parameters] + [x for x in scales if x is not None]
     sample = torch.cat([_sample(tensor) for tensor in tensors])  # [num_sampled]
-    digest.update(sample.cpu().numpy().tobytes())
+    digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -287,9 +328,9 @@ def _quantization_of(config: PreTrainedConfig) -> Any:
 
 
 def _sample(parameter: torch.Tensor) -> torch.Tensor:
-    """Up to 64 evenly strided elements, as float32."""
+    """Up to 64 evenly strided elements, as float32 on the CPU."""
     stride = -(-parameter.numel() // _MAX_SAMPLED_ELEMENTS)
-    return parameter.detach().reshape(-1)[:: max(stride, 1)].float()
+    return parameter.detach().reshape(-1)[:: max(stride, 1)].float().cpu()
 
 
 def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

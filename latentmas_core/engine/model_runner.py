@@ -18,44 +18,50 @@ from latentmas_core.engine.attention import (
     prepare_batch,
 )
 from latentmas_core.engine.fused import has_known_structure, make_decoder
-from latentmas_core.engine.kv_pool import KVPool
-from latentmas_core.engine.linear import choose_linear
+from latentmas_core.engine.kv_pool import Pool
+from latentmas_core.engine.linear import make_linear
 from latentmas_core.engine.model_loader import LoadedModel
 from latentmas_core.engine.sampler import choose_tokens
 from latentmas_core.engine.scheduler import ScheduledRows
 from latentmas_core.engine.self_check import reference_hidden, refuse_if_different
 from latentmas_core.engine.sequence import NextRow
+from latentmas_core.engine.shards import devices_of
 from latentmas_core.latent.realignment import realignment_of
 from latentmas_core.lora.base_model import describe_base
 from latentmas_core.lora.layers import LoRABatch, Segment
 
 
 class ModelRunner:
-    """Computes scheduled rows and appends to each sequence the row that follows from them."""
+    """Computes scheduled rows and appends to each sequence the row that follows from them.
+
+    ``device`` is where embeddings and latents live: the first, if the layers lie on several.
+    """
 
     def __init__(self, loaded: LoadedModel, *, is_realigned: bool, has_lora: bool = False) -> None:
         model: Any = loaded.model
         self.shape = loaded.shape
+        self.shards = loaded.shards
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.realign = realignment_of(model, is_on=is_realigned)
-        self.is_paged = can_read_pages(self.device, self.dtype)
+        devices = devices_of(self.shards)
+        self.is_paged = all(can_read_pages(device, self.dtype) for device in devices)
         self.inv_freq: torch.Tensor = model.model.rotary_emb.inv_freq
-        make_linear = choose_linear(self.device, self.dtype)
         self._embed_tokens: nn.Module = model.get_input_embeddings()
         head = model.get_output_embeddings()
         self._lm_head = make_linear(head.weight, head.bias)
+        self._head_device: torch.device = head.weight.device
         expected = None if has_known_structure(model.model) else reference_hidden(loaded)
         model.set_attn_implementation(ATTENTION_NAME)
         self.base = describe_base(loaded.name, model.model.layers)
         targets = self.base.targets if has_lora else ()
-        self._decoder = make_decoder(model.model, make_linear, targets)
+        self._decoder = make_decoder(model.model, make_linear, targets, self.shards)
         self.sites = self._decoder.sites
         if expected is not None:
             refuse_if_different(loaded, self._decoder, self._embed_tokens, expected)
 
     @torch.inference_mode()
-    def step(self, scheduled: Sequence[ScheduledRows], pool: KVPool) -> None:
+    def step(self, scheduled: Sequence[ScheduledRows], pool: Pool) -> None:
         """Compute the rows, write their keys and values, append latents and sampled tokens."""
         hidden = self._forward(scheduled, pool)  # [num_rows, hidden_size]
         ends = torch.tensor([rows.num_rows for rows in scheduled]).cumsum(0) - 1
@@ -68,16 +74,17 @@ class ModelRunner:
             elif sequence.next_row is NextRow.TOKEN:
                 speaking.append((sequence, end))
         if thinking:
-            latents = self.realign(self._rows(hidden, [end for _, end in thinking]))
+            latents = self.realign(_select(hidden, [end for _, end in thinking], self.device))
             for (sequence, _), latent in zip(thinking, latents, strict=True):
                 sequence.latents.append(latent)
         if speaking:
-            logits = self._lm_head(self._rows(hidden, [end for _, end in speaking]))
+            ends_spoken = [end for _, end in speaking]
+            logits = self._lm_head(_select(hidden, ends_spoken, self._head_device))
             choosers = [sequence.chooser for sequence, _ in speaking]
             for (sequence, _), token in zip(speaking, choose_tokens(logits, choosers), strict=True):
                 sequence.output_ids.append(token)
 
-    def _forward(self, scheduled: Sequence[ScheduledRows], pool: KVPool) -> torch.Tensor:
+    def _forward(self, scheduled: Sequence[ScheduledRows], pool: Pool) -> torch.Tensor:
         batch = prepare_batch(
             [SequenceRows(s.block_table, s.num_slots, n) for s, n in scheduled],
             pool,
@@ -114,8 +121,9 @@ class ModelRunner:
         positions = torch.cat([torch.arange(start, start + n) for start, n in starts])
         return positions.to(self.device)
 
-    def _rows(self, hidden: torch.Tensor, rows: list[int]) -> torch.Tensor:
-        return hidden[torch.tensor(rows, device=self.device)]
+
+def _select(hidden: torch.Tensor, rows: list[int], device: torch.device) -> torch.Tensor:
+    return hidden[torch.tensor(rows, device=hidden.device)].to(device)
 
 
 def _lora_batch(scheduled: Sequence[ScheduledRows]) -> LoRABatch | None:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from latentmas_core.engine.attention import AttentionBatch, SequenceRows, prepare_batch
-from latentmas_core.engine.kv_pool import KVPool
 from latentmas_core.engine.model_loader import LoadedModel
+from latentmas_core.engine.split_pool import make_pool
 from latentmas_core.errors import ModelError
 
 NUM_TOKENS = 12
@@ -57,12 +57,12 @@ def _tokens(loaded: LoadedModel) -> torch.Tensor:
 def _run_in_chunks(loaded: LoadedModel, decoder: Decoder, embeddings: torch.Tensor) -> torch.Tensor:
     shape, device = loaded.shape, loaded.model.device
     num_blocks = NUM_TOKENS // BLOCK_SIZE
-    pool = KVPool(
+    pool = make_pool(
         shape,
+        loaded.shards,
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
         dtype=embeddings.dtype,
-        device=device,
     )
     chunks = []
     starts = [0, *range(NUM_PREFILLED, NUM_TOKENS)]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from latentmas_core.config import EngineConfig
 from latentmas_core.engine.block_manager import BlockManager
 from latentmas_core.engine.inbox import Post
-from latentmas_core.engine.kv_pool import KVPool
+from latentmas_core.engine.kv_pool import Pool
 from latentmas_core.engine.limits import TurnLimits
 from latentmas_core.engine.memory_store import MemoryStore
 from latentmas_core.engine.model_loader import LoadedModel
@@ -20,6 +20,7 @@ from latentmas_core.engine.model_runner import ModelRunner
 from latentmas_core.engine.pool_size import choose_block_size, choose_num_blocks
 from latentmas_core.engine.scheduler import Scheduler
 from latentmas_core.engine.sequence import NextRow, Sequence
+from latentmas_core.engine.split_pool import make_pool
 from latentmas_core.engine.stats import Counters, EngineStats
 from latentmas_core.engine.turn import TextDelta, Thought, TurnDone, TurnEvent
 from latentmas_core.errors import (
@@ -369,14 +370,14 @@ class Stepper:
         self.adapters.check_integrity([s.mix for s in running], [s.mix for s in waiting])
 
 
-def _make_pool(config: EngineConfig, runner: ModelRunner) -> tuple[BlockManager, KVPool]:
+def _make_pool(config: EngineConfig, runner: ModelRunner) -> tuple[BlockManager, Pool]:
     block_size = choose_block_size(config, is_paged=runner.is_paged)
-    num_blocks = choose_num_blocks(config, runner.shape, block_size, runner.dtype, runner.device)
-    pool = KVPool(
+    num_blocks = choose_num_blocks(config, runner.shape, block_size, runner.dtype, runner.shards)
+    pool = make_pool(
         runner.shape,
+        runner.shards,
         num_blocks=num_blocks,
         block_size=block_size,
         dtype=runner.dtype,
-        device=runner.device,
     )
     return BlockManager(num_blocks, block_size), pool

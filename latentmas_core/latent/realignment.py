@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 RIDGE = 1e-5
+# Rows of the matrices that are taken at a time, so that large ones are never whole in fp32.
+CHUNK_ROWS = 2**16
 
 
 class Realignment:
@@ -24,8 +26,12 @@ class Realignment:
     def from_embeddings(
         cls, input_weight: torch.Tensor, output_weight: torch.Tensor, *, is_on: bool = True
     ) -> "Realignment":
-        """From the embedding and output matrices, [vocab_size, hidden_size] each."""
-        target_norm = input_weight.float().norm(dim=-1).mean()
+        """From the embedding and output matrices, [vocab_size, hidden_size] each.
+
+        They may lie on two devices; the result is where the embeddings are.
+        """
+        norms = [rows.float().norm(dim=-1) for rows in torch.split(input_weight, CHUNK_ROWS)]
+        target_norm = torch.cat(norms).mean()
         if not is_on or is_tied(input_weight, output_weight):
             return cls(None, target_norm)
         return cls(alignment_matrix(input_weight, output_weight), target_norm)
@@ -43,15 +49,25 @@ class Realignment:
 def is_tied(input_weight: torch.Tensor, output_weight: torch.Tensor) -> bool:
     if input_weight.data_ptr() == output_weight.data_ptr():
         return True
-    return input_weight.shape == output_weight.shape and torch.equal(input_weight, output_weight)
+    if input_weight.shape != output_weight.shape:
+        return False
+    chunks = (torch.split(weight, CHUNK_ROWS) for weight in (input_weight, output_weight))
+    pairs = zip(*chunks, strict=True)
+    return all(torch.equal(ours, theirs.to(ours.device)) for ours, theirs in pairs)
 
 
 def alignment_matrix(input_weight: torch.Tensor, output_weight: torch.Tensor) -> torch.Tensor:
     """W [hidden_size, hidden_size] in fp32 by one solve of the regularised normal equations."""
-    w_in, w_out = input_weight.float(), output_weight.float()
-    gram = w_out.T @ w_out
+    size = input_weight.shape[-1]
+    gram, cross = input_weight.new_zeros(2, size, size, dtype=torch.float32)
+    for start in range(0, input_weight.shape[0], CHUNK_ROWS):
+        end = start + CHUNK_ROWS
+        w_in = input_weight[start:end].float()
+        w_out = output_weight[start:end].to(w_in.device).float()
+        gram += w_out.T @ w_out
+        cross += w_out.T @ w_in
     gram.diagonal().add_(RIDGE)
-    matrix: torch.Tensor = torch.linalg.solve(gram, w_out.T @ w_in)
+    matrix: torch.Tensor = torch.linalg.solve(gram, cross)
     return matrix
 
 

@@ -7,11 +7,12 @@ the expand matrices in its values: every matrix of an adapter of any rank is one
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from latentmas_core.engine.block_manager import BlockManager
-from latentmas_core.engine.kv_pool import KVPool
+from latentmas_core.engine.kv_pool import Pool
 from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.layers import AdapterTerms, Site, make_terms
 from latentmas_core.lora.packed import AdapterLayout, PackedAdapter
@@ -20,14 +21,20 @@ from latentmas_core.lora.packed import AdapterLayout, PackedAdapter
 MendTables = Callable[[Mapping[int, int]], None]
 
 
+class BerthPart(NamedTuple):
+    """The layers of one device. a, b: views [num_layers, num_a] and [num_layers, num_b]."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Berth:
-    """Reserved room for one adapter. a, b: views [num_layers, num_a] and [num_layers, num_b]."""
+    """Reserved room for one adapter; parts: one per device, in the order of their layers."""
 
     start: int
     num_blocks: int
-    a: torch.Tensor
-    b: torch.Tensor
+    parts: tuple[BerthPart, ...]
     terms: AdapterTerms
 
 
@@ -39,7 +46,7 @@ class Arena:
         base: BaseModel,
         sites: Sequence[Site],
         blocks: BlockManager,
-        pool: KVPool,
+        pool: Pool,
         mend_tables: MendTables,
     ) -> None:
         self._base = base
@@ -47,9 +54,8 @@ class Arena:
         self._blocks = blocks
         self._pool = pool
         self._mend_tables = mend_tables
-        num_layers, _, *block_shape = pool.keys.shape
-        assert num_layers == base.num_layers, "each layer of the model has its keys and values"
-        self._num_block_elements = torch.Size(block_shape).numel()
+        assert len(pool.layer_keys) == base.num_layers, "each layer has its keys and values"
+        self._num_block_elements = pool.layer_keys[0].pages[0].numel()
 
     @property
     def max_blocks(self) -> int:
@@ -72,10 +78,14 @@ class Arena:
             self._pool.copy_block(source, target)
         if moves:
             self._mend_tables(moves)
-        keys, values = self._pool.run(start, num_blocks)
-        a, b = keys[:, : layout.num_a], values[:, : layout.num_b]
+        runs = [part.run(start, num_blocks) for part in self._pool.parts]
+        parts = [
+            BerthPart(keys[:, : layout.num_a], values[:, : layout.num_b]) for keys, values in runs
+        ]
+        a = [layer for part in parts for layer in part.a]
+        b = [layer for part in parts for layer in part.b]
         terms = make_terms(self._base, self._sites, layout, a, b)
-        return Berth(start, num_blocks, a, b, terms)
+        return Berth(start, num_blocks, tuple(parts), terms)
 
     def free(self, berth: Berth) -> None:
         self._blocks.free_run(berth.start, berth.num_blocks)
@@ -83,14 +93,31 @@ class Arena:
 
 def fill(berth: Berth, packed: PackedAdapter) -> None:
     """Copy an adapter into its berth. Called from another thread than the one that computes."""
-    if berth.a.device.type == "cpu":
-        # numpy copies on this thread alone; torch would start a team of threads beside the other.
-        for target, source in ((berth.a, packed.a), (berth.b, packed.b)):
-            target.view(torch.uint8).numpy()[:] = source.view(torch.uint8).numpy()
-        return
-    stream = torch.cuda.Stream(berth.a.device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.default_stream(berth.a.device))  # it may still read these blocks
+    num_layers = [part.a.shape[0] for part in berth.parts]
+    sources = zip(
+        *(torch.split(matrices, num_layers) for matrices in (packed.a, packed.b)), strict=True
+    )
+    streams: list[torch.cuda.Stream] = []
+    for part, (a, b) in zip(berth.parts, sources, strict=True):
+        if part.a.device.type == "cpu":
+            _fill_on_host(part.a, a)
+            _fill_on_host(part.b, b)
+        else:
+            streams.append(_start_filling(part, a, b))
+    for stream in streams:
+        stream.synchronize()
+
+
+def _fill_on_host(target: torch.Tensor, source: torch.Tensor) -> None:
+    # numpy copies on this thread alone; torch would start a team of threads beside the other.
+    target.view(torch.uint8).numpy()[:] = source.view(torch.uint8).numpy()
+
+
+def _start_filling(part: BerthPart, a: torch.Tensor, b: torch.Tensor) -> torch.cuda.Stream:
+    """The stream that copies; it waits for steps that may still read these blocks."""
+    stream = torch.cuda.Stream(part.a.device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.default_stream(part.a.device))
     with torch.cuda.stream(stream):
-        berth.a.copy_(packed.a, non_blocking=True)
-        berth.b.copy_(packed.b, non_blocking=True)
-    stream.synchronize()
+        part.a.copy_(a, non_blocking=True)
+        part.b.copy_(b, non_blocking=True)
+    return stream

@@ -170,18 +170,22 @@ def wrap_linears(layers: Any, sites: Sequence[Site]) -> list[LoRALinear]:
 
 
 def make_terms(
-    base: BaseModel, sites: Sequence[Site], layout: AdapterLayout, a: torch.Tensor, b: torch.Tensor
+    base: BaseModel,
+    sites: Sequence[Site],
+    layout: AdapterLayout,
+    a: Sequence[torch.Tensor],
+    b: Sequence[torch.Tensor],
 ) -> AdapterTerms:
     """Views into the matrices of an adapter.
 
-    a: [num_layers, >= num_a], b: [num_layers, >= num_b], as in ``PackedAdapter``; both begin at
-    the same place of the tensors that they are views of.
+    a, b: by layer, [>= num_a] and [>= num_b] elements as in ``PackedAdapter``; both begin at the
+    same place of the tensors that they are views of.
     """
     by_layer = [
         [_term(base, site, layout, layer_a, layer_b) for site in sites]
         for layer_a, layer_b in zip(a, b, strict=True)
     ]
-    return AdapterTerms(layout, int(a.storage_offset()), by_layer)
+    return AdapterTerms(layout, int(a[0].storage_offset()), by_layer)
 
 
 def _term(

@@ -18,12 +18,21 @@ BLOCK_SIZE = 4
 
 
 def make_engine(
-    model: Path, *, num_blocks: int = 400, dtype: str = "float32", **overrides: Any
+    model: Path,
+    *,
+    num_blocks: int = 400,
+    dtype: str = "float32",
+    num_shards: int = 1,
+    **overrides: Any,
 ) -> Engine:
-    """An engine on the CPU with exactly ``num_blocks`` small blocks."""
+    """An engine on the CPU with exactly ``num_blocks`` small blocks.
+
+    num_shards: the CPU is taken for so many devices, which no user can ask for.
+    """
     loaded = load_model(
         str(model),
         device=CPU,
+        further_devices=[CPU] * (num_shards - 1),
         dtype=getattr(torch, dtype),
         quantization=overrides.get("quantization"),
     )

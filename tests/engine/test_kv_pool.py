@@ -1,8 +1,11 @@
 """Slots are rows of blocks: what is written there is read there, and nowhere else."""
 
+import pytest
 import torch
 
-from latentmas_core.engine.kv_pool import num_block_bytes
+from latentmas_core.engine.kv_pool import KVPool, num_block_bytes
+from latentmas_core.engine.shards import Shard
+from latentmas_core.engine.split_pool import SplitPool, make_pool
 from latentmas_core.latent.segment import KVRows
 from tests.engine.factories import SHAPE, create_pool
 
@@ -79,3 +82,53 @@ def test_block_bytes_are_those_of_the_tensors() -> None:
     num_bytes = pool.keys.nbytes + pool.values.nbytes
     assert num_bytes == 3 * num_block_bytes(SHAPE, 5, torch.float32)
     assert num_bytes == 6 * num_block_bytes(SHAPE, 5, torch.bfloat16)
+
+
+# --- a pool in parts ------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+NUM_LAYERS = 5
+SPLITS = [[2, 5], [1, 4, 5], [1, 2, 3, 4, 5]]
+
+
+def create_parts(ends: list[int]) -> SplitPool:
+    shards = [Shard(CPU, start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    shape = SHAPE._replace(num_layers=NUM_LAYERS)
+    pool = make_pool(shape, shards, num_blocks=20, block_size=4, dtype=torch.float32)
+    assert isinstance(pool, SplitPool)
+    assert [part.num_layers for part in pool.parts] == [shard.num_layers for shard in shards]
+    return pool
+
+
+@pytest.mark.parametrize("ends", SPLITS)
+def test_parts_together_hold_what_one_pool_does(ends: list[int]) -> None:
+    whole, split = create_pool(num_layers=NUM_LAYERS), create_parts(ends)
+    rows = KVRows(*torch.randn(2, NUM_LAYERS, 7, SHAPE.num_kv_heads, SHAPE.head_dim))
+    for pool in (whole, split):
+        slots = pool.slots(TABLE, 3, 10)
+        assert slots.tolist() == whole.slots(TABLE, 3, 10).tolist()
+        pool.write(slots, rows)
+        pool.copy_block(2, 7)
+    for pool in (whole, split):
+        for table in (TABLE, [5, 7, 9]):
+            copy = pool.read(pool.slots(table, 4, 8))
+            assert torch.equal(copy.keys, rows.keys[:, 1:5])
+            assert torch.equal(copy.values, rows.values[:, 1:5])
+    for layer in range(NUM_LAYERS):
+        assert torch.equal(split.layer_keys[layer].pages, whole.keys[layer])
+        assert torch.equal(split.layer_values[layer].pages, whole.values[layer])
+
+
+@pytest.mark.parametrize("ends", SPLITS)
+def test_parts_take_the_bytes_of_one_pool(ends: list[int]) -> None:
+    parts = create_parts(ends).parts
+    num_bytes = sum(part.keys.nbytes + part.values.nbytes for part in parts)
+    shape = SHAPE._replace(num_layers=NUM_LAYERS)
+    assert num_bytes == 20 * num_block_bytes(shape, 4, torch.float32)
+
+
+def test_one_shard_is_a_pool_by_itself() -> None:
+    shards = [Shard(CPU, 0, SHAPE.num_layers)]
+    pool = make_pool(SHAPE, shards, num_blocks=3, block_size=4, dtype=torch.float32)
+    assert type(pool) is KVPool
+    assert pool.parts == (pool,)

@@ -221,8 +221,9 @@ class Stage:
     def _check_berth(self, adapter: CachedAdapter) -> None:
         berth, packed = adapter.berth, self.packed[adapter.spec.digest]
         assert berth is not None
-        assert torch.equal(berth.a, packed.a), f"{adapter.spec.name}: shrink"
-        assert torch.equal(berth.b, packed.b), f"{adapter.spec.name}: expand"
+        a, b = (torch.cat(matrices) for matrices in zip(*berth.parts, strict=True))
+        assert torch.equal(a, packed.a), f"{adapter.spec.name}: shrink"
+        assert torch.equal(b, packed.b), f"{adapter.spec.name}: expand"
 
     def _check_rows(self, block_table: list[int], marks: list[int]) -> None:
         pool = self.stepper.pool

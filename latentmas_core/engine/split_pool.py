@@ -1,0 +1,72 @@
+"""The pool of a model that is spread over several devices: the parts of a block, layer by layer.
+
+A block has one number on all devices; each holds the keys and values of its own layers.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from latentmas_core.engine.kv_pool import KVPool, Pool
+from latentmas_core.engine.model_loader import ModelShape
+from latentmas_core.engine.shards import Shard
+from latentmas_core.latent.segment import KVRows
+
+
+class SplitPool:
+    """The face of ``KVPool`` over several of them, in the order of their layers.
+
+    Slots are numbered on the first device, and rows are read to it: there memories are rotated.
+    """
+
+    def __init__(self, parts: Sequence[KVPool]) -> None:
+        self.parts = tuple(parts)
+        first = self.parts[0]
+        self.block_size = first.block_size
+        self.device = first.device
+        self.dtype = first.dtype
+        self.layer_keys = [states for part in self.parts for states in part.layer_keys]
+        self.layer_values = [states for part in self.parts for states in part.layer_values]
+
+    def slots(self, block_table: Sequence[int], start: int, end: int) -> torch.Tensor:
+        return self.parts[0].slots(block_table, start, end)
+
+    def read(self, slots: torch.Tensor) -> KVRows:
+        """A copy of the given slots, on the first device."""
+        runs = [part.read(slots.to(part.device)).to(self.device) for part in self.parts]
+        return KVRows(
+            torch.cat([run.keys for run in runs]), torch.cat([run.values for run in runs])
+        )
+
+    def write(self, slots: torch.Tensor, rows: KVRows) -> None:
+        start = 0
+        for part in self.parts:
+            end = start + part.num_layers
+            part.write(slots.to(part.device), KVRows(rows.keys[start:end], rows.values[start:end]))
+            start = end
+
+    def copy_block(self, source: int, target: int) -> None:
+        for part in self.parts:
+            part.copy_block(source, target)
+
+
+def make_pool(
+    shape: ModelShape,
+    shards: Sequence[Shard],
+    *,
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+) -> Pool:
+    """One pool where one device holds all layers, else a part of it on each device."""
+    parts = [
+        KVPool(
+            shape._replace(num_layers=shard.num_layers),
+            num_blocks=num_blocks,
+            block_size=block_size,
+            dtype=dtype,
+            device=shard.device,
+        )
+        for shard in shards
+    ]
+    return parts[0] if len(parts) == 1 else SplitPool(parts)
