@@ -48,8 +48,9 @@ def _sample(logits: torch.Tensor, choosers: Sequence[TokenChooser]) -> torch.Ten
     cumulative = probabilities.cumsum(dim=-1)
     draws = torch.tensor([[c.generator.random()] for c in choosers], device=device)
     picks = torch.searchsorted(cumulative, draws * cumulative[:, -1:], right=True)
-    # A draw next to 1 may fall behind the last token that is left: take that one.
-    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    # A draw next to 1 may fall behind the last token that is left: take that one. A row that is not
+    # finite has none; its token does not matter, but it must not end the step of all others.
+    last = ((probabilities > 0).sum(dim=-1, keepdim=True) - 1).clamp_min(0)
     return order.gather(1, picks.minimum(last))[:, 0]
 
 

@@ -159,6 +159,16 @@ def test_what_shares_the_batch_does_not_matter(others: int) -> None:
     assert answer(params, others=others) == answer(params)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_row_that_is_not_finite_leaves_the_others_their_tokens(number: float) -> None:
+    params = SamplingParams(temperature=0.9, top_p=0.95, seed=3)
+    logits = create_logits(3)
+    expected = choose_tokens(logits, create_choosers(params, params, params))
+    logits[1] = number
+    tokens = choose_tokens(logits, create_choosers(params, params, params))
+    assert (tokens[0], tokens[2]) == (expected[0], expected[2])
+
+
 def test_one_number_is_drawn_per_token() -> None:
     params = SamplingParams(temperature=1.0, seed=11)
     (chooser,) = create_choosers(params)
