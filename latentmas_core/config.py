@@ -6,12 +6,15 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_LATENT_STEPS = 512
 MAX_TOP_K = 2**31 - 1
+MAX_ADAPTER_WEIGHT = 100.0
 
 # The constraint also refuses lone surrogates, which no tokenizer can read.
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 # The name of a loaded adapter, or several, each with its weight.
-AdapterWeight = Annotated[float, Field(allow_inf_nan=False)]
+AdapterWeight = Annotated[
+    float, Field(ge=-MAX_ADAPTER_WEIGHT, le=MAX_ADAPTER_WEIGHT, allow_inf_nan=False)
+]
 AdapterChoice = Text | Annotated[dict[Text, AdapterWeight], Field(min_length=1)]
 
 

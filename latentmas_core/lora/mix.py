@@ -1,9 +1,9 @@
 """Which adapters a turn runs with, and how much of each. Plain data, no tensors."""
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from latentmas_core.config import MAX_ADAPTER_WEIGHT
 from latentmas_core.errors import ConfigError
 from latentmas_core.latent.segment import BASE_ADAPTER
 
@@ -29,9 +29,10 @@ class AdapterMix:
                 param="adapters",
             )
         for digest, weight in self.uses:
-            if not math.isfinite(weight):
+            if not -MAX_ADAPTER_WEIGHT <= weight <= MAX_ADAPTER_WEIGHT:
                 raise ConfigError(
-                    f"weight of adapter {digest} is {weight}; it must be a finite number.",
+                    f"weight of adapter {digest} is {weight}; allowed are {-MAX_ADAPTER_WEIGHT:g} "
+                    f"to {MAX_ADAPTER_WEIGHT:g}. Choose one of them.",
                     param="adapters",
                 )
 
@@ -44,6 +45,7 @@ class AdapterMix:
         """Equal keys mean equal computations; it stands in the keys of all that is cached."""
         if not self.uses:
             return BASE_ADAPTER
+        # repr is exact, and writes a "+" only into numbers that are larger than any weight.
         return "+".join(
             digest if weight == 1.0 else f"{digest}*{weight!r}" for digest, weight in self.uses
         )
