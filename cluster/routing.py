@@ -4,7 +4,9 @@ What a call needs is read from the ``routing_hint`` of its first argument; witho
 are equal. Serve pickles this module by value, so it imports nothing of ours.
 """
 
+import asyncio
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -78,6 +80,7 @@ class ResidencyRouter(FIFOMixin, RequestRouter):
     ) -> None:
         """``request_router_kwargs`` of the deployment."""
         self._max_lead = max_lead
+        self._being_sent: Counter[str] = Counter()
 
     async def choose_replicas(
         self,
@@ -89,17 +92,33 @@ class ResidencyRouter(FIFOMixin, RequestRouter):
             pending_request.routing_context.should_backoff = True
         candidates = [self._look_at(replica) for replica in candidate_replicas]
         ranks = rank(candidates, _hint_of(pending_request), max_lead=self._max_lead)
-        return [[candidate_replicas[i] for i in _two_of(indices)] for indices in ranks]
+        order = [index for indices in ranks for index in _two_of(indices, candidates)]
+        if order:
+            self._expect_at(candidate_replicas[order[0]].replica_id.unique_id)
+        # Each alone: of several, Serve would take the one that its own count says is less loaded.
+        return [[candidate_replicas[index]] for index in order]
 
     def _look_at(self, replica: RunningReplica) -> Candidate:
         stats = replica.routing_stats
+        num_ongoing = self.replica_queue_len_cache.get(replica.replica_id)
+        if num_sent := self._being_sent[replica.replica_id.unique_id]:
+            num_ongoing = (num_ongoing or 0) + num_sent
         return Candidate(
             adapters=frozenset(stats.get(ADAPTERS, ())),
             node_id=replica.node_id,
-            num_ongoing=self.replica_queue_len_cache.get(replica.replica_id),
+            num_ongoing=num_ongoing,
             max_ongoing=replica.max_ongoing_requests,
             has_free_blocks=stats.get(FREE_BLOCKS, 1) > 0,
         )
+
+    def _expect_at(self, replica: str) -> None:
+        """Count a call where it is about to go, until Serve does so itself.
+
+        Serve counts when it sends. Of a crowd that comes at once it routes many before it sends
+        the first: all would see the same idle replica.
+        """
+        self._being_sent[replica] += 1
+        asyncio.get_running_loop().call_soon(self._being_sent.subtract, [replica])
 
 
 def _hint_of(pending_request: PendingRequest | None) -> RoutingHint:
@@ -108,5 +127,7 @@ def _hint_of(pending_request: PendingRequest | None) -> RoutingHint:
     return hint or RoutingHint()
 
 
-def _two_of(indices: list[int]) -> list[int]:
-    return random.sample(indices, min(2, len(indices)))
+def _two_of(indices: list[int], candidates: Sequence[Candidate]) -> list[int]:
+    """Two at random, the less loaded first."""
+    two = random.sample(indices, min(2, len(indices)))
+    return sorted(two, key=lambda index: candidates[index].num_ongoing or 0)

@@ -123,7 +123,9 @@ class Routing:
         return self.router._choose_replica_for_request(pending)
 
     async def route(self, argument=None, **options):
-        replica = await asyncio.wait_for(self.start(argument, **options), 10)
+        # Not wait_for: Serve sends as soon as it has a replica, without another task in between.
+        async with asyncio.timeout(10):
+            replica = await self.start(argument, **options)
         replica.num_ongoing += 1
         self.router.on_send_request(replica.replica_id)
         return replica
@@ -161,6 +163,20 @@ async def test_calls_overflow_before_they_would_wait():
     chosen = [await routing.route(call("math")) for _ in range(12)]
     assert [one is resident for one in chosen[:4]] == [True] * 4
     assert Counter(one.replica_id.unique_id for one in chosen) == {"resident": 8, "other": 4}
+
+
+async def test_crowd_that_comes_at_once_overflows_too():
+    resident, other = FakeReplica("resident", "math", most=99), FakeReplica("other", most=99)
+    routing = Routing(resident, other, max_lead=3)
+    await asyncio.gather(*(routing.route(call("math")) for _ in range(12)))
+    assert (resident.num_ongoing, other.num_ongoing) == (8, 4)
+
+
+async def test_crowd_without_a_hint_is_spread():
+    replicas = [FakeReplica("first", most=99), FakeReplica("second", most=99)]
+    routing = Routing(*replicas)
+    await asyncio.gather(*(routing.route() for _ in range(12)))
+    assert [replica.num_ongoing for replica in replicas] == [6, 6]
 
 
 async def test_full_replica_is_not_even_asked():
