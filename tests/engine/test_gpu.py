@@ -4,7 +4,7 @@ Needs torch, transformers and this repository, nothing else.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from tests.engine.oracle import (
     run_chains,
 )
 from tests.engine.stepping import record_steps
+from tests.engine.turns import create_turn
+from tests.lora.adapters import make_adapter, mix_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,8 +75,20 @@ async def open_gpu_engine() -> AsyncIterator[OpenGPUEngine]:
     """An engine on the card, closed behind the test and searched for anything left over."""
     engines: list[Engine] = []
 
-    def open_one(model: Path, dtype: str, *, num_blocks: int = 300, **overrides: Any) -> Engine:
-        loaded = load_model(str(model), device=CUDA, dtype=getattr(torch, dtype))
+    def open_one(
+        model: Path,
+        dtype: str,
+        *,
+        num_blocks: int = 300,
+        further_devices: Sequence[torch.device] = (),
+        **overrides: Any,
+    ) -> Engine:
+        loaded = load_model(
+            str(model),
+            device=CUDA,
+            further_devices=further_devices,
+            dtype=getattr(torch, dtype),
+        )
         block_size = overrides.get("block_size", PAGED_BLOCK_SIZE)
         num_bytes = num_blocks * num_block_bytes(loaded.shape, block_size, loaded.model.dtype)
         config = EngineConfig(
@@ -135,6 +149,61 @@ async def test_memory_of_the_card_continues_on_a_cpu_in_fp32(
     await Oracle(model).assert_memory_equals(on_cpu, moved, CHAINS[1])
     await on_card.release(run.memory)
     await on_cpu.release(moved)
+
+
+# --- several shards -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["one card taken for two", "two cards"])
+async def test_chains_over_two_shards_equal_the_plain_loop_in_fp32(
+    open_gpu_engine: OpenGPUEngine, model: Path, index: int
+) -> None:
+    split = open_shards(open_gpu_engine, model, "float32", index, block_size=4)
+    oracle = Oracle(model, device=CUDA)
+    for _ in range(2):  # the second time with a warm prefix cache
+        runs = await run_chains(split, CHAINS)
+        for run, chain in zip(runs, CHAINS, strict=True):
+            await oracle.assert_run_equals(split, run, chain)
+        await release_all(split, runs)
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["one card taken for two", "two cards"])
+async def test_rows_of_two_shards_in_bf16_are_near_those_of_one(
+    open_gpu_engine: OpenGPUEngine, model: Path, index: int
+) -> None:
+    whole = open_gpu_engine(model, "bfloat16")
+    split = open_shards(open_gpu_engine, model, "bfloat16", index)
+    assert split.stepper.runner.is_paged == whole.stepper.runner.is_paged
+    pairs = zip(await rows_of_chains(split), await rows_of_chains(whole), strict=True)
+    for ours, theirs in pairs:
+        assert distance(ours, theirs) < 0.05
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["one card taken for two", "two cards"])
+async def test_adapter_over_two_shards_says_what_it_says_on_one(
+    open_gpu_engine: OpenGPUEngine, tiny_llama: Path, tmp_path: Path, index: int
+) -> None:
+    adapter, said = make_adapter(tmp_path, tiny_llama), []
+    whole = open_gpu_engine(tiny_llama, "float32")
+    for engine in (whole, open_shards(open_gpu_engine, tiny_llama, "float32", index)):
+        await engine.load_adapter("one", adapter)
+        turn = create_turn(latent_steps=2, max_tokens=8, adapters=mix_of(engine, "one"))
+        said.append((await engine.complete(turn)).output_ids)
+    assert said[0] == said[1]
+
+
+def open_shards(
+    open_gpu_engine: OpenGPUEngine, model: Path, dtype: str, index: int, **overrides: Any
+) -> Engine:
+    """Over the first card and card ``index``, which may be the first again."""
+    if index >= torch.cuda.device_count():
+        pytest.skip(f"needs {index + 1} CUDA devices")
+    other = torch.device("cuda", index)
+    engine = open_gpu_engine(model, dtype, further_devices=[other], **overrides)
+    pool = engine.stepper.pool
+    assert [part.device for part in pool.parts] == [CUDA, other]
+    assert all(part.keys.device == part.device for part in pool.parts)
+    return engine
 
 
 # --- bf16 -----------------------------------------------------------------------------------------
