@@ -90,13 +90,13 @@ class AdapterCache:
         self.check_name(spec)
         self._check_fits(spec)
         adapter = self._adapters.setdefault(spec.digest, CachedAdapter(spec, packed))
+        self._keep_on_host(adapter, packed)  # a pin is then copied from there
         if spec.is_pinned:
             self._pin(adapter, spec.name)
         else:
             adapter.pinned_by.discard(spec.name)
         adapter.names.add(spec.name)
-        self._names[spec.name] = spec
-        self._keep_on_host(adapter, packed)
+        adapter.spec = self._names[spec.name] = spec  # whose folder was there just now
         return spec
 
     def check_name(self, spec: AdapterSpec) -> None:
@@ -115,6 +115,8 @@ class AdapterCache:
         del self._names[name]
         adapter.names.discard(name)
         adapter.pinned_by.discard(name)
+        if adapter.names and adapter.spec.name == name:
+            adapter.spec = self._names[min(adapter.names)]
         self._drop_if_unused(adapter)
 
     # What the scheduler asks.

@@ -100,7 +100,7 @@ def _checked_folder(path: str, folder: Path, revision: str | None) -> Path:
             "revisions. Leave it out.",
             param="revision",
         )
-    return folder
+    return folder.resolve()  # it is read again, perhaps from another working directory
 
 
 def _fetch(repository: str, revision: str | None, max_bytes: int | None) -> LocatedAdapter:

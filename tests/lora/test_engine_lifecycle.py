@@ -276,6 +276,41 @@ async def test_adapter_that_is_read_again_from_disk_is_the_same(
     assert (await engine.stats()).adapters.num_on_host == 1
 
 
+async def test_files_are_read_again_from_where_they_were_found_last(
+    open_engine: OpenEngine,
+    tiny_llama: Path,
+    llama_adapters: dict[int, Path],
+    expected: dict[str, tuple[int, ...]],
+    tmp_path: Path,
+) -> None:
+    """By the same name, by another that is gone again, and by the one that is left."""
+    engine = open_engine(tiny_llama, lora={"max_loaded_adapters": 1, "max_cpu_adapters": 1})
+    copies = [shutil.copytree(llama_adapters[8], tmp_path / name) for name in ("a", "b", "c")]
+    await engine.load_adapter("4", llama_adapters[4])
+    for name, folder in (("8", copies[0]), ("8", copies[1]), ("other", copies[2])):
+        await engine.load_adapter(name, folder)
+    await engine.unload_adapter("other")
+    for folder in (copies[0], copies[2]):
+        shutil.rmtree(folder)
+    for name in ("4", "8", "4", "8"):
+        assert await speak(engine, name) == expected[name]
+
+
+async def test_adapter_that_is_pinned_later_is_not_read_from_disk(
+    open_engine: OpenEngine, tiny_llama: Path, llama_adapters: dict[int, Path]
+) -> None:
+    engine = open_engine(tiny_llama, lora={"max_loaded_adapters": 2, "max_cpu_adapters": 1})
+    await engine.load_adapter("8", llama_adapters[8])
+    await engine.load_adapter("4", llama_adapters[4])  # 8 leaves host memory
+    reads: list[str] = []
+    loader = engine.stepper.loader
+    read_again = loader._read_again
+    loader._read_again = lambda spec: (reads.append(spec.name), read_again(spec))[1]
+    await engine.load_adapter("8", llama_adapters[8], is_pinned=True)
+    assert await speak(engine, "8")
+    assert reads == []
+
+
 async def test_bad_adapter_disturbs_nobody_and_leaves_nothing(
     open_engine: OpenEngine, tiny_llama: Path, llama_adapters: dict[int, Path], tmp_path: Path
 ) -> None:

@@ -43,6 +43,16 @@ def test_folder_under_a_root_is_found_through_links_within_it(tmp_path: Path) ->
         assert locate_adapter(str(path), roots=[tmp_path / "root"]).folder == folder
 
 
+def test_folder_that_is_found_is_absolute_and_follows_no_link_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "v1")
+    (tmp_path / "latest").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for path in ("v1", "./v1", "latest"):
+        assert locate_adapter(path).folder == folder
+
+
 OUTSIDE = ("outside", "link", "file link", "dots", "missing", "loop", "user", "nul", "long")
 
 
@@ -96,7 +106,7 @@ def test_folder_outside_the_roots_is_no_reason_to_be_read_as_one(
 ) -> None:
     make_folder(tmp_path / "owner" / "name")
     monkeypatch.chdir(tmp_path)
-    assert locate_adapter("owner/name").folder == Path("owner/name")
+    assert locate_adapter("owner/name").folder == tmp_path / "owner" / "name"
     with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
         locate_adapter("owner/name", roots=[tmp_path / "root"], allow_hub=True)
 
