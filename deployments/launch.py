@@ -16,13 +16,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 HOST = "127.0.0.1"
 SAMPLE_QUESTION = "What is the capital of France?"
 READY_TIMEOUT_S = 300.0
 OBJECT_STORE_BYTES = 512 * 2**20
 MAX_LOG_CHARS = 4000
+MIN_CPUS = 2
 
 # Ray reads its settings when it is imported. Token authentication keeps other users of this machine
 # away from the dashboard and the cluster; Ray generates the token and keeps it in the home folder.
@@ -33,14 +33,12 @@ os.environ.setdefault("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1")
 
 import httpx  # noqa: E402
 import ray  # noqa: E402
-import yaml  # noqa: E402
-from pydantic import ValidationError  # noqa: E402
 from ray import serve  # noqa: E402
 from ray.serve.schema import ApplicationStatus  # noqa: E402
 
-from deployments.args import AppArgs  # noqa: E402
 from deployments.ask import AskError, ask, wait_until_ready  # noqa: E402
-from latentmas_core.errors import LatentMASError  # noqa: E402
+from deployments.check import check_file  # noqa: E402
+from deployments.validate import this_machine  # noqa: E402
 
 
 def main() -> None:
@@ -61,27 +59,19 @@ def main() -> None:
 
 def _check(config_path: Path) -> int:
     """Validate the config before anything starts; the port that will be served."""
-    try:
-        config: dict[str, Any] = yaml.safe_load(config_path.read_text())
-        for application in config["applications"]:
-            AppArgs.model_validate(application["args"])
-        http_options: dict[str, Any] = config["http_options"]
-        host, port = http_options["host"], int(http_options.get("port", 8000))
-    except OSError as error:
-        sys.exit(f"{config_path} cannot be read: {error.strerror}. Name a Serve config file.")
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ValidationError):
-            sys.exit(f"{config_path} is refused:\n{error}")
-        sys.exit(f"{config_path} needs applications with args, and http_options.host: {error!r}")
-    except LatentMASError as error:
-        sys.exit(f"{config_path} is refused: {error}")
-    if host != HOST:
+    report = check_file(config_path, [this_machine(min_cpus=MIN_CPUS)])
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    if not report.is_valid:
+        sys.exit("\n".join(f"{config_path}: {problem}" for problem in report.problems))
+    if report.serve.host != HOST:
         sys.exit(
-            f"http_options.host is {host}; this command serves on {HOST} only, since there are no "
-            "API keys yet. Set it to that, or start `serve run` yourself behind a gateway."
+            f"http_options.host is {report.serve.host}; this command serves on {HOST} only, since "
+            "there are no API keys yet. Set it to that, or start `serve run` yourself behind a "
+            "gateway."
         )
-    _check_free(port)
-    return port
+    _check_free(report.serve.port)
+    return report.serve.port
 
 
 def _check_free(port: int) -> None:
@@ -109,7 +99,7 @@ def _local_cluster() -> Iterator[str]:
     """A Ray cluster of this process, bound to the loopback address; yields the dashboard's URL."""
     context = ray.init(
         address="local",
-        num_cpus=max(2, os.cpu_count() or 1),
+        num_cpus=max(MIN_CPUS, os.cpu_count() or 1),
         object_store_memory=OBJECT_STORE_BYTES,
         _node_ip_address=HOST,
         log_to_driver=False,

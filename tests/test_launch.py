@@ -56,12 +56,25 @@ def test_the_service_answers_a_sample_question_and_ends_without_leftovers(config
     assert alive == []
 
 
-def test_an_unknown_key_stops_the_start_with_its_name(config_path: Path):
-    config_path.write_text(config_path.read_text().replace("latent_steps:", "latent_stepz:"))
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ("latent_steps:", "latent_stepz:", "applications[0].args.latent_stepz: unknown key"),
+        ("request_timeout_s:", "request_timeouts:", "http_options.request_timeouts: unknown key"),
+        ("num_cpus: 1", "num_cpus: 9999", "group 'thinkers' asks for 1 x (num_cpus 9999"),
+        ("host: 127.0.0.1", "host: 0.0.0.0", "this command serves on 127.0.0.1 only"),
+    ],
+    ids=["key of ours", "key of Serve", "no room", "open to others"],
+)
+def test_wrong_config_stops_the_start_with_its_name(config_path: Path, right, wrong, told):
+    assert right in config_path.read_text()
+    config_path.write_text(config_path.read_text().replace(right, wrong))
     process = launch(config_path)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "latent_stepz" in printed
+    assert told in printed
+    assert "Traceback" not in printed
+    assert "Starting Ray Serve" not in printed
 
 
 def test_a_model_that_is_missing_stops_the_start_with_its_name(config_path: Path):

@@ -95,7 +95,7 @@ def test_more_than_one_gpu_has_to_be_a_whole_number(num_gpus):
 
 
 def test_memory_share_without_a_gpu_is_refused():
-    with pytest.raises(ValidationError, match="gpu_memory_share 0.5 without a GPU"):
+    with pytest.raises(ValidationError, match=r"gpu_memory_share 0\.5 without a GPU"):
         GroupConfig.model_validate(THINKERS | {"gpu_memory_share": 0.5})
 
 
