@@ -1,4 +1,4 @@
-"""`latentmas validate`: the plan it prints, what it refuses, and how it ends."""
+"""What `latentmas validate` refuses and warns of, and how it ends."""
 
 import json
 from collections.abc import Callable
@@ -9,22 +9,22 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from deployments.app import build_app as build_service
+from deployments.app import build_app
 from deployments.ingress import Ingress
 from deployments.overrides import INGRESS
-from latentmas_core.cli.app import build_app
-
-REPO = Path(__file__).parents[2]
-SHIPPED = REPO / "serve_config.yaml"
-ROOMY = ("--node", "cpus=64,gpus=8")
-
-Change = Callable[[dict[str, Any]], Any]
-
-
-def validate(path: Path, *options: str) -> Result:
-    return CliRunner().invoke(build_app(), ["validate", str(path), *options])
+from tests.deployments.validating import (
+    ROOMY,
+    SHIPPED,
+    Change,
+    changed,
+    group,
+    validate,
+    with_args,
+    with_group,
+    with_override,
+)
 
 
 @pytest.fixture
@@ -50,163 +50,6 @@ def accepted(tmp_path: Path) -> Callable[..., Result]:
         return result
 
     return accept
-
-
-def changed(folder: Path, change: Change, *options: str) -> Result:
-    config = yaml.safe_load(SHIPPED.read_text())
-    change(config["applications"][0])
-    path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return validate(path, *options)
-
-
-def group(application: dict[str, Any], index: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = application["args"]["groups"][index]
-    return found
-
-
-def with_group(index: int = 0, **fields: Any) -> Change:
-    return lambda application: group(application, index).update(fields)
-
-
-def with_args(**fields: Any) -> Change:
-    return lambda application: application["args"].update(fields)
-
-
-def with_override(**fields: Any) -> Change:
-    return lambda application: application.update(deployments=[{"name": "thinkers"} | fields])
-
-
-# The plan
-
-
-def test_plan_of_the_shipped_config_tells_groups_agents_stages_and_hops():
-    result = validate(SHIPPED, "--node", "cpus=2")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines() == [
-        f"{SHIPPED} is valid. Placed on node 1 with 2 CPUs:",
-        "",
-        "application latentmas at /",
-        "  group thinkers: 1 replica of 1 CPU",
-        "    agents planner, critic, medical, coder",
-        "    replica 1 on node 1",
-        "  group deciders: 1 replica of 1 CPU",
-        "    agents refiner, math, judger",
-        "    replica 1 on node 1",
-        "  pipeline hierarchical: 2 stages, 1 hop",
-        "    planner+critic in thinkers",
-        "    refiner+judger in deciders; after planner+critic; answers",
-        "  pipeline parallel: 4 stages, 2 hops",
-        "    medical in thinkers; at the same time as math, coder",
-        "    math in deciders; at the same time as medical, coder",
-        "    coder in thinkers; at the same time as medical, math",
-        "    judger in deciders; after medical, math, coder; answers",
-        "  pipeline sequential: 6 stages, 5 hops",
-        "    planner+critic in thinkers",
-        "    refiner in deciders; after planner+critic",
-        "    medical in thinkers; after refiner",
-        "    math in deciders; after medical",
-        "    coder in thinkers; after math",
-        "    judger in deciders; after coder; answers",
-    ]
-
-
-def test_four_slices_of_one_gpu_sit_on_that_gpu():
-    result = validate(REPO / "configs/gpu-1.yaml", "--node", "cpus=32,gpus=1")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.count("on node 1, GPU 0 (0.25 of it)") == 4
-    assert result.stdout.count("at most 0.23 of the memory of a GPU") == 4
-
-
-def test_expert_groups_have_a_gpu_each_and_room_to_grow_to_eight():
-    result = validate(REPO / "configs/gpu-8.yaml", "--node", "cpus=128,gpus=8", "--json")
-    assert (result.exit_code, result.stderr) == (0, "")  # no warning: the most fit, too
-    (application,) = json.loads(result.stdout)["applications"]
-    groups = application["groups"]
-    cards = [seat["cards"] for group in groups for seat in group["seats"]]
-    assert sorted(cards) == [[0], [1], [2], [3], [4]]
-    assert sum(group["max_replicas"] for group in groups) == 8
-
-
-def test_seventh_gpu_missing_is_a_warning_at_the_most_replicas_only():
-    result = validate(REPO / "configs/gpu-8.yaml", "--node", "cpus=128,gpus=7")
-    assert result.exit_code == 0
-    assert "with all groups at max_replicas, group " in result.stderr
-
-
-def test_gpus_missing_for_the_start_are_refused():
-    result = validate(REPO / "configs/gpu-8.yaml", "--node", "cpus=128,gpus=4")
-    assert result.exit_code == 1
-    assert "applications[0].args.groups[4]: group 'judges' asks for 1 x" in result.stderr
-
-
-def test_replicas_fill_the_nodes_that_are_told():
-    result = validate(
-        REPO / "configs/gpu-8.yaml", "--node", "cpus=16,gpus=2,count=2", "--node", "cpus=64,gpus=4"
-    )
-    assert result.exit_code == 0
-    assert "Placed on node 1 to node 2 with 16 CPUs and 2 GPUs; node 3 with 64" in result.stdout
-    assert "replica 1 on node 2, GPU 1" in result.stdout
-
-
-def test_plan_as_json_is_one_object_with_the_same_content():
-    result = validate(SHIPPED, "--node", "cpus=2", "--json")
-    told = json.loads(result.stdout)
-    assert (told["is_valid"], told["problems"], told["warnings"]) == (True, [], [])
-    assert told["nodes"] == [{"name": "node 1", "num_cpus": 2.0, "num_gpus": 0}]
-    (application,) = told["applications"]
-    pipelines = {pipeline["name"]: pipeline for pipeline in application["pipelines"]}
-    assert pipelines["parallel"]["num_hops"] == 2
-    assert pipelines["parallel"]["stages"][1] == {
-        "name": "math",
-        "group": "deciders",
-        "agents": ["math"],
-        "after": [],
-        "beside": ["medical", "coder"],
-        "is_speaking": False,
-    }
-
-
-def test_stages_of_one_chain_are_never_at_the_same_time(accepted):
-    nodes = [
-        {"name": "planner"},
-        {"name": "math", "after": ["planner"]},
-        {"name": "critic", "after": ["planner"]},
-        {"name": "coder", "after": ["critic"]},
-        {"name": "judger", "after": ["math", "coder"]},
-    ]
-    result = accepted(with_args(pipelines=[{"name": "diamond", "nodes": nodes}]), *ROOMY, "--json")
-    pipelines = json.loads(result.stdout)["applications"][0]["pipelines"]
-    (diamond,) = [pipeline for pipeline in pipelines if pipeline["name"] == "diamond"]
-    beside = {stage["name"]: stage["beside"] for stage in diamond["stages"]}
-    assert beside == {
-        "planner": [],
-        "math": ["critic+coder"],
-        "critic+coder": ["math"],
-        "judger": [],
-    }
-
-
-def test_shipped_pipeline_without_hosts_is_not_offered_and_says_what_it_needs(accepted):
-    result = accepted(with_group(0, agents=["planner", "critic"]))
-    assert "  pipeline parallel is not offered: needs medical, coder" in result.stdout
-    assert "pipeline hierarchical: 2 stages" in result.stdout
-
-
-def test_group_of_no_replica_waits_for_its_first_request(accepted):
-    result = accepted(with_group(0, scaling={"min_replicas": 0, "max_replicas": 3}))
-    assert "group thinkers: 0 to 3 replicas of 1 CPU" in result.stdout
-    assert "    no replica until its first request" in result.stdout
-
-
-def test_number_of_replicas_that_serve_overrides_is_placed(accepted):
-    result = accepted(with_override(num_replicas=3))
-    assert "group thinkers: 3 replicas of 1 CPU" in result.stdout
-    assert "    replica 3 on node 1" in result.stdout
-    result = accepted(with_override(autoscaling_config={"min_replicas": 2, "max_replicas": 4}))
-    assert "group thinkers: 2 to 4 replicas of 1 CPU" in result.stdout
-    result = accepted(with_override(num_replicas="auto"))
-    assert "group thinkers: 1 to 100 replicas of 1 CPU" in result.stdout
 
 
 # What is refused
@@ -338,7 +181,7 @@ def test_serve_refuses_wrong_args_too_when_it_starts_the_application(args, told)
     """`serve run` alone: it builds the application on the head of the cluster."""
     groups = yaml.safe_load(SHIPPED.read_text())["applications"][0]["args"]["groups"]
     with pytest.raises(ValidationError, match=told):
-        call_user_app_builder_with_args_if_necessary(build_service, {"groups": groups} | args)
+        call_user_app_builder_with_args_if_necessary(build_app, {"groups": groups} | args)
 
 
 # What is only said
