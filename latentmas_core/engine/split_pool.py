@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from latentmas_core.engine.kv_pool import KVPool, Pool
+from latentmas_core.engine.kv_pool import KVPool, Pool, num_block_bytes
 from latentmas_core.engine.model_loader import ModelShape
 from latentmas_core.engine.shards import Shard
+from latentmas_core.errors import ConfigError
 from latentmas_core.latent.segment import KVRows
 
 
@@ -58,15 +59,27 @@ def make_pool(
     block_size: int,
     dtype: torch.dtype,
 ) -> Pool:
-    """One pool where one device holds all layers, else a part of it on each device."""
-    parts = [
-        KVPool(
-            shape._replace(num_layers=shard.num_layers),
-            num_blocks=num_blocks,
-            block_size=block_size,
-            dtype=dtype,
-            device=shard.device,
-        )
-        for shard in shards
-    ]
+    """One pool where one device holds all layers, else a part of it on each device.
+
+    Raises ConfigError where a device has no room for its part.
+    """
+    parts = []
+    for shard in shards:
+        part_shape = shape._replace(num_layers=shard.num_layers)
+        try:
+            part = KVPool(
+                part_shape,
+                num_blocks=num_blocks,
+                block_size=block_size,
+                dtype=dtype,
+                device=shard.device,
+            )
+        except torch.OutOfMemoryError as error:
+            part_bytes = num_blocks * num_block_bytes(part_shape, block_size, dtype)
+            raise ConfigError(
+                f"the KV pool takes {part_bytes} bytes of {shard.device}, which has no room for "
+                "them. Lower kv_cache_bytes, or raise device_memory_share.",
+                param="kv_cache_bytes",
+            ) from error
+        parts.append(part)
     return parts[0] if len(parts) == 1 else SplitPool(parts)

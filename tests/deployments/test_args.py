@@ -46,6 +46,24 @@ def test_wrong_engine_option_of_a_group_names_the_group_and_the_field():
     assert "thinkers" not in str(caught.value).partition("[type=")[0]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "num_devices", "share"),
+    [
+        ({}, 1, None),
+        ({"num_gpus": 0.25}, 1, 0.25),
+        ({"num_gpus": 0.25, "gpu_memory_share": 0.2}, 1, 0.2),
+        ({"num_gpus": 1}, 1, 1.0),
+        ({"num_gpus": 4}, 4, 1.0),
+        ({"num_gpus": 2, "gpu_memory_share": 0.5}, 2, 0.5),
+    ],
+)
+def test_engine_takes_the_cards_of_its_group_and_its_share_of_them(gpus, num_devices, share):
+    args = make_args(groups=deciders_with(**gpus))
+    engine = args.engine_of(args.groups[1])
+    assert (engine.num_devices, engine.device_memory_share) == (num_devices, share)
+    assert args.engine_of(args.groups[0]).num_devices == 1
+
+
 def test_group_that_hosts_an_unknown_agent_is_refused():
     with pytest.raises(ValidationError, match="'deciders' hosts unknown agent 'poet'; known are"):
         make_args(groups=deciders_with(agents=["judger", "poet"]))

@@ -242,8 +242,8 @@ async def test_paged_rows_in_bf16_are_near_gathered_ones(
 ) -> None:
     require_pages()
     paged = open_gpu_engine(model, "bfloat16", max_num_batched_tokens=16)
-    assert paged._runner.is_paged
-    assert paged.blocks.block_size == PAGED_BLOCK_SIZE
+    assert paged.stepper.runner.is_paged
+    assert paged.stepper.blocks.block_size == PAGED_BLOCK_SIZE
     monkeypatch.setattr(model_runner, "can_read_pages", lambda *_: False)
     gathered = open_gpu_engine(model, "bfloat16", max_num_batched_tokens=16)
     oracle = Oracle(model, device=CUDA)

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from latentmas_core.engine import kv_pool
 from latentmas_core.engine.kv_pool import KVPool, num_block_bytes
 from latentmas_core.engine.shards import Shard
 from latentmas_core.engine.split_pool import SplitPool, make_pool
+from latentmas_core.errors import ConfigError
 from latentmas_core.latent.segment import KVRows
 from tests.engine.factories import SHAPE, create_pool
 
@@ -132,3 +134,15 @@ def test_one_shard_is_a_pool_by_itself() -> None:
     pool = make_pool(SHAPE, shards, num_blocks=3, block_size=4, dtype=torch.float32)
     assert type(pool) is KVPool
     assert pool.parts == (pool,)
+
+
+def test_pool_that_finds_no_room_is_refused_with_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(kv_pool, "_zeros", fail)
+    shards = [Shard(CPU, 0, 1), Shard(CPU, 1, SHAPE.num_layers)]
+    num_bytes = 30 * num_block_bytes(SHAPE._replace(num_layers=1), 4, torch.float32)
+    with pytest.raises(ConfigError, match=rf"{num_bytes} bytes of cpu.*Lower kv_cache_bytes") as e:
+        make_pool(SHAPE, shards, num_blocks=30, block_size=4, dtype=torch.float32)
+    assert e.value.param == "kv_cache_bytes"
