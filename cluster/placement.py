@@ -1,4 +1,4 @@
-"""Where the replicas of groups find room on given nodes: first fit, largest first.
+"""Where the replicas of groups find room on given nodes.
 
 Pure. Ray decides where a replica really goes; this tells whether there is room, and one way to
 use it. GPUs are counted as Ray counts them: by num_gpus alone, in steps of a ten-thousandth.
@@ -69,6 +69,7 @@ class _Room:
     cpus: int
     cards: list[int]
     memory_of: list[dict[str, float]] = field(default_factory=list)
+    num_seats: int = 0
 
     @classmethod
     def of(cls, node: Node) -> "_Room":
@@ -84,6 +85,7 @@ class _Room:
         return tuple(free[:num_cards]) if len(free) >= num_cards else None
 
     def take(self, demand: Demand, cards: Iterable[int]) -> None:
+        self.num_seats += 1
         self.cpus -= _steps(demand.num_cpus)
         for card in cards:
             self.cards[card] -= _share(demand)
@@ -95,23 +97,29 @@ class _Room:
         return f"{self.node.name}: {self.cpus / WHOLE:g} CPUs, GPUs {cards or 'none'}"
 
 
-def place(nodes: Sequence[Node], demands: Iterable[Demand]) -> Placement:
-    """Seat all replicas: those with most cards first, then fractions, then those without."""
+def place(nodes: Sequence[Node], demands: Iterable[Demand], *, spreads: bool = False) -> Placement:
+    """Seat all replicas: those with most cards first, then fractions, then those without.
+
+    ``spreads``: as Serve does it unless it is told to pack; each replica, in the order given, goes
+    to the node with the fewest so far. No node may then have the cards that a later one needs.
+    """
     rooms = [_Room.of(node) for node in nodes]
-    order = sorted(demands, key=lambda demand: (-demand.num_gpus, -demand.num_cpus))
+    order = list(demands)
+    if not spreads:
+        order.sort(key=lambda demand: (-demand.num_gpus, -demand.num_cpus))
     seats: list[Seat] = []
     shortages: list[Shortage] = []
     for demand in order:
-        seated = list(_seat(demand, rooms))
+        seated = list(_seat(demand, rooms, spreads=spreads))
         seats += seated
         if len(seated) < demand.num_replicas:
             shortages.append(_shortage(demand, len(seated), rooms))
     return Placement(tuple(seats), (*shortages, *_overcommitted(rooms)))
 
 
-def _seat(demand: Demand, rooms: Sequence[_Room]) -> Iterator[Seat]:
+def _seat(demand: Demand, rooms: Sequence[_Room], *, spreads: bool) -> Iterator[Seat]:
     for replica in range(demand.num_replicas):
-        for room in rooms:
+        for room in sorted(rooms, key=lambda room: room.num_seats if spreads else 0):
             cards = room.cards_for(demand)
             if cards is not None:
                 room.take(demand, cards)

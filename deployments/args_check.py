@@ -43,6 +43,13 @@ def _device_warnings(args: AppArgs, group: GroupConfig, path: str) -> Iterator[P
             f"is 0 and the engine's device is {device!r}: Ray does not count the card that group "
             f"{group.name!r} uses, and may give it away. Set num_gpus",
         )
+    num_devices = args.engine_of(group).num_devices
+    if device != "cpu" and num_devices > max(1, group.num_gpus):
+        yield Problem(
+            f"{path}.engine.num_devices",
+            f"is {num_devices} and group {group.name!r} has num_gpus {group.num_gpus:g}: a replica "
+            "spreads its model over cards that it does not hold. Set num_gpus, leave this out",
+        )
     if device == "cpu" and group.num_gpus > 0:
         yield Problem(
             f"{path}.num_gpus",

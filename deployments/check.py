@@ -104,6 +104,7 @@ def check_document(document: Any, nodes: Sequence[Node], *, checks_paths: bool =
     placement = place(nodes, _demands(ours))
     problems += [*_shortages(placement, ours), *_never_fit(ours, nodes)]
     if not placement.shortages:
+        warnings += _scattered(place(nodes, _demands(ours), spreads=True), ours)
         warnings += _too_many(place(nodes, _demands(ours, at_most=True)), ours)
     layouts = tuple(_lay_out(one, placement) for one in ours)
     return Report(tuple(problems), tuple(warnings), layouts, serve)
@@ -161,6 +162,15 @@ def _never_fit(ours: Sequence[_Application], nodes: Sequence[Node]) -> Iterator[
     for demand in _demands(ours):
         if demand.num_replicas == 0:
             yield from _shortages(place(nodes, [replace(demand, num_replicas=1)]), ours)
+
+
+def _scattered(placement: Placement, ours: Sequence[_Application]) -> Iterator[Problem]:
+    for problem in _shortages(placement, ours):
+        yield Problem(
+            problem.path,
+            f"there is room only where replicas are packed, and Serve spreads them over nodes: "
+            f"{problem.message}. Set RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=1 on the head",
+        )
 
 
 def _too_many(placement: Placement, ours: Sequence[_Application]) -> Iterator[Problem]:

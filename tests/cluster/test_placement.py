@@ -73,6 +73,19 @@ def test_second_node_is_used_when_the_first_has_no_cpus_left():
     ]
 
 
+def test_spread_replicas_go_to_the_node_with_the_fewest():
+    plain = Demand("plain", num_replicas=4, num_cpus=1)
+    placed = place([Node("a", 8), Node("b", 8)], [plain], spreads=True)
+    assert [seat.node for seat in placed.seats] == ["a", "b", "a", "b"]
+
+
+def test_spread_fractions_leave_no_whole_card_where_packed_ones_do():
+    nodes = [Node("a", 8, 1), Node("b", 8, 1)]
+    demands = [Demand("halves", 2, num_cpus=1, num_gpus=0.5), Demand("whole", 1, 1, num_gpus=1)]
+    assert place(nodes, demands).shortages == ()
+    assert "group 'whole'" in message(place(nodes, demands, spreads=True))
+
+
 def test_shortage_names_the_group_what_it_asks_what_is_left_and_a_remedy():
     big = Demand("big", num_replicas=2, num_cpus=3, num_gpus=0.75)
     told = message(place([Node("a", 8, 1)], [big]))

@@ -1,12 +1,15 @@
 """The plan that `latentmas validate` prints: what sits where, and how pipelines run."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import Result
 
+from deployments.args import AppArgs
 from tests.deployments.validating import (
     REPO,
     ROOMY,
@@ -61,6 +64,21 @@ def test_plan_of_the_shipped_config_tells_groups_agents_stages_and_hops():
         "    coder in thinkers; after math",
         "    judger in deciders; after coder; answers",
     ]
+
+
+def test_documented_plan_is_the_one_that_is_printed():
+    page = (REPO / "docs/configuration.md").read_text()
+    (shown,) = re.findall(r"cpus=2\nserve_config.yaml (is valid.*?)\n  \.\.\.\n", page, re.S)
+    assert len(shown.splitlines()) > 10
+    assert shown in validate(SHIPPED, "--node", "cpus=2").stdout
+
+
+def test_documented_args_are_valid_and_offer_what_they_say():
+    page = (REPO / "docs/configuration.md").read_text()
+    (text,) = re.findall(r"```yaml\n(args:.*?)```", page, re.S)
+    args = AppArgs.model_validate(yaml.safe_load(text)["args"])
+    assert set(args.offered_pipelines) == {"hierarchical", "sequential", "rhyme"}
+    assert args.known_agents["judger"].temperature == 0.1
 
 
 def test_four_slices_of_one_gpu_sit_on_that_gpu():

@@ -196,6 +196,18 @@ def test_device_and_share_of_a_gpu_that_do_not_go_together_are_warnings(accepted
     assert "holds GPUs that it does not use" in accepted(with_group(num_gpus=0.5)).stderr
     cuda = {"device": "cuda"}
     assert "Ray does not count the card" in accepted(with_group(engine=cuda)).stderr
+    several = with_group(engine={"device": "cuda", "num_devices": 4}, num_gpus=2)
+    assert "groups[0].engine.num_devices: is 4 and group 'thinkers'" in accepted(several).stderr
+
+
+def test_room_that_only_packing_finds_is_a_warning_with_the_setting(accepted):
+    def change(application: dict[str, Any]) -> None:
+        group(application, 0).update(num_gpus=0.5, num_replicas=2)
+        group(application, 1).update(num_gpus=1)
+
+    nodes = ("--node", "cpus=8,gpus=1,count=2")
+    assert "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=1" in accepted(change, *nodes).stderr
+    assert "PACK" not in accepted(change, "--node", "cpus=8,gpus=2").stderr
 
 
 def test_agent_with_an_adapter_that_is_not_loaded_is_a_warning(accepted):
