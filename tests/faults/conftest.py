@@ -1,0 +1,47 @@
+"""A cluster of several nodes; it comes after the tests that share one node."""
+
+import os
+import secrets
+
+# Ray reads these when it is imported. A token, as Ray's own ports are open to other machines.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray import serve
+
+from tests.deployments.dashboard_cluster import free_port
+from tests.deployments.service import Service
+from tests.faults.nodes import Nodes
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    nodes = Nodes("a", "b", num_cpus=1)
+    try:
+        ray.init(address=nodes.address, log_to_driver=False)
+        yield nodes
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def port(nodes: Nodes) -> int:
+    port = free_port()
+    serve.start(
+        proxy_location="HeadOnly",  # a proxy of a node that is lost takes its connections along
+        http_options={"host": "127.0.0.1", "port": port},
+    )
+    return port
+
+
+@pytest.fixture(scope="module")
+def service(port: int) -> Iterator[Service]:
+    with Service(port) as service:
+        yield service

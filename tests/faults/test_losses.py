@@ -1,0 +1,167 @@
+"""Replicas and nodes that die under load: every request is answered all the same, once, rightly."""
+
+import asyncio
+from itertools import cycle
+
+import pytest
+import ray
+
+from deployments.args import AppArgs
+from latentmas_core.system import LatentMASSystem
+from tests.deployments.service import events_of
+from tests.factories import make_tiny_model
+from tests.faults.nodes import deploy, kill_9, replicas_of
+
+pytestmark = [pytest.mark.serve, pytest.mark.slow]
+
+START_S = 180.0
+RECOVERY_S = 180.0
+NUM_REQUESTS = 60
+NUM_CLIENTS = 8
+DEADLINE_S = 150.0
+PIPELINES = ("hierarchical", "parallel", "zigzag")
+ZIGZAG = {
+    "name": "zigzag",
+    "nodes": [
+        {"name": "planner"},
+        {"name": "refiner", "after": ["planner"]},
+        {"name": "critic", "after": ["refiner"]},
+        {"name": "judger", "after": ["critic"]},
+    ],
+}
+GROUPS = [
+    {"name": "thinkers", "agents": ["planner", "critic", "medical", "coder"]},
+    {"name": "deciders", "agents": ["refiner", "math", "judger"]},
+]
+
+
+@pytest.fixture(scope="module")
+def args(tmp_path_factory):
+    model = make_tiny_model(tmp_path_factory.mktemp("tiny"), "qwen2", max_position_embeddings=4096)
+    engine = {
+        "model_name": str(model),
+        "device": "cpu",
+        "dtype": "float32",
+        "kv_cache_bytes": 2**25,
+    }
+    groups = [group | {"num_replicas": 2, "num_cpus": 0.25} for group in GROUPS]
+    return {"engine": engine, "latent_steps": 3, "groups": groups, "pipelines": [ZIGZAG]}
+
+
+@pytest.fixture(scope="module")
+def deployed(service, port, args):
+    deploy(args, port)
+    wait_until_ready(service, timeout_s=START_S)
+    return service
+
+
+@pytest.fixture(scope="module")
+def bodies():
+    pipelines = cycle(PIPELINES)
+    return [
+        {
+            "question": f"What is {number} times 3?",
+            "pipeline": next(pipelines),
+            "max_tokens": 24,
+            "temperature": 0,
+            "ignore_eos": True,
+            "timeout_s": DEADLINE_S,
+            "stream": number % 2 == 1,
+        }
+        for number in range(NUM_REQUESTS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(args, bodies):
+    """What one process says to the same requests."""
+    config = AppArgs.model_validate(args)
+    engine = config.engine_of(config.groups[0])
+    with LatentMASSystem(engine_config=engine, latent_steps=3) as system:
+        system.add_default_agents().add_pipeline(config.pipelines[0])
+        return [
+            system.run(**{k: v for k, v in body.items() if k != "stream"}).final_answer
+            for body in bodies
+        ]
+
+
+def wait_until_ready(service, *, timeout_s):
+    def is_ready():
+        try:
+            return service.get("/readyz").status_code == 200
+        except OSError:
+            return False
+
+    service.wait_until(is_ready, timeout_s=timeout_s)
+
+
+async def answer(client, body):
+    """The result of one request, whole or streamed; its pieces must make up the answer."""
+    if not body["stream"]:
+        response = await client.post("/v1/reason", json=body)
+        assert response.status_code == 200, response.text
+        return response.json()
+    text = ""
+    async with client.stream("POST", "/v1/reason", json=body) as response:
+        async for message in events_of(response):
+            if message.name == "answer.delta":
+                text += message.content["text"]
+            elif message.name == "answer.done":
+                assert text == message.content["final_answer"]
+                return message.content
+            assert message.name != "error", message.content
+    raise AssertionError("a stream ended without an answer")
+
+
+async def answer_all(service, bodies, *, after_each):
+    """All results in the order of the bodies; so many at a time as there are clients."""
+    places = asyncio.Semaphore(NUM_CLIENTS)
+    num_answered = 0
+
+    async with service.client() as client:
+        client.timeout = DEADLINE_S
+
+        async def ask(body):
+            nonlocal num_answered
+            async with places:
+                result = await answer(client, body)
+            num_answered += 1
+            await after_each(num_answered)
+            return result
+
+        return await asyncio.gather(*map(ask, bodies))
+
+
+async def test_every_request_is_answered_while_replicas_and_a_node_are_killed(
+    deployed, nodes, bodies, expected
+):
+    num_objects_before = nodes.num_stored_objects()
+    node_of_b = {node["NodeID"] for node in ray.nodes() if "b" in node["Resources"]}
+
+    def kill(group):
+        victims = [p for p in replicas_of(group) if p.node_id not in node_of_b]
+        kill_9((victims or replicas_of(group))[0].pid)
+
+    async def break_something(num_answered):
+        if num_answered == 8:
+            await asyncio.to_thread(kill, "thinkers")
+        elif num_answered == 20:
+            await asyncio.to_thread(kill, "deciders")
+        elif num_answered == 32:
+            await asyncio.to_thread(nodes.lose, "b")
+
+    results = await answer_all(deployed, bodies, after_each=break_something)
+    assert [result["final_answer"] for result in results] == expected
+    assert all(result["latency_ms"] <= 1000 * DEADLINE_S for result in results)
+    assert len({result["id"] for result in results}) == NUM_REQUESTS
+    retried = [
+        reason for result in results for stage in result["stages"] for reason in stage["failures"]
+    ]
+    assert retried, "nothing that was killed was at work"
+    wait_until_ready(deployed, timeout_s=RECOVERY_S)
+    deployed.wait_until_idle(timeout_s=30.0)
+    deployed.wait_until(
+        lambda: nodes.num_stored_objects() <= num_objects_before,
+        timeout_s=30.0,
+        says=nodes.describe_objects,
+    )
