@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
-from latentmas_core.engine.kv_pool import LayerStates, Pool
+from latentmas_core.engine.kv_pool import LayerStates, Pool, max_state
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +84,16 @@ class PagedRows:
 
 @dataclass
 class AttentionBatch:
-    """One step: where its rows are written, and how they read."""
+    """One step: where its rows are written, and how they read.
+
+    ``is_guarded``: its rows may overflow, for some have adapters; what is written is made finite.
+    """
 
     pool: Pool
     slot_mapping: torch.Tensor  # [num_rows]
     gathered: list[GatheredRows]
     paged: PagedRows | None
+    is_guarded: bool = False
 
     def to(self, device: torch.device) -> "AttentionBatch":
         """The same step for the layers on another device."""
@@ -98,6 +102,7 @@ class AttentionBatch:
             self.slot_mapping.to(device),
             [rows.to(device) for rows in self.gathered],
             None if self.paged is None else self.paged.to(device),
+            self.is_guarded,
         )
 
 
@@ -131,12 +136,20 @@ def paged_attention(
     Returns [num_rows, num_heads, head_dim].
     """
     keys, values = batch.pool.layer_keys[layer_idx], batch.pool.layer_values[layer_idx]
+    if batch.is_guarded:
+        key, value = _guarded(key), _guarded(value)
     keys.slots.index_copy_(0, batch.slot_mapping, key)
     values.slots.index_copy_(0, batch.slot_mapping, value)
     if batch.paged is not None:
         return _attend_paged(batch.paged, query, keys.pages, values.pages, scaling)
     outputs = [_attend_gathered(rows, query, keys, values, scaling) for rows in batch.gathered]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _guarded(states: torch.Tensor) -> torch.Tensor:
+    """Harmless to those that have them masked; whose rows overflow is found out at the end."""
+    limit = max_state(states.dtype)
+    return states.clamp(-limit, limit).nan_to_num_(nan=0.0)
 
 
 def paged_attention_forward(

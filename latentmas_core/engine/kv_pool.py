@@ -13,6 +13,14 @@ import torch
 from latentmas_core.engine.model_loader import ModelShape
 from latentmas_core.latent.segment import KVRows
 
+# The largest number that lies in a block. Others have it masked: added to -inf, or multiplied by 0.
+# Neither helps against NaN, or against a product with a query that overflows before that.
+MAX_STATE = 1e30
+
+
+def max_state(dtype: torch.dtype) -> float:
+    return min(MAX_STATE, torch.finfo(dtype).max)
+
 
 def num_block_bytes(shape: ModelShape, block_size: int, dtype: torch.dtype) -> int:
     """Bytes that one block takes: keys and values of all layers."""
@@ -111,7 +119,7 @@ class KVPool:
     def run(self, start: int, num_blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Neighbouring blocks as plain room: views of keys and values [num_layers, num_elements].
 
-        Whoever fills it writes finite numbers: as keys and values they would be masked by a 0.
+        Whoever fills it writes no number beyond ``max_state``.
         """
         end = start + num_blocks
         return (

@@ -25,6 +25,7 @@ from latentmas_core.engine.sampler import choose_tokens
 from latentmas_core.engine.scheduler import ScheduledRows
 from latentmas_core.engine.self_check import reference_hidden, refuse_if_different
 from latentmas_core.engine.sequence import NextRow
+from latentmas_core.engine.sequence import Sequence as EngineSequence
 from latentmas_core.engine.shards import devices_of
 from latentmas_core.latent.realignment import realignment_of
 from latentmas_core.lora.base_model import describe_base
@@ -61,9 +62,14 @@ class ModelRunner:
             refuse_if_different(loaded, self._decoder, self._embed_tokens, expected)
 
     @torch.inference_mode()
-    def step(self, scheduled: Sequence[ScheduledRows], pool: Pool) -> None:
-        """Compute the rows, write their keys and values, append latents and sampled tokens."""
-        hidden = self._forward(scheduled, pool)  # [num_rows, hidden_size]
+    def step(self, scheduled: Sequence[ScheduledRows], pool: Pool) -> list[EngineSequence]:
+        """Compute the rows, write their keys and values, append latents and sampled tokens.
+
+        Returns the sequences whose numbers overflowed with their adapters: what was appended to
+        them means nothing.
+        """
+        lora = _lora_batch(scheduled)
+        hidden = self._forward(scheduled, pool, lora)  # [num_rows, hidden_size]
         ends = torch.tensor([rows.num_rows for rows in scheduled]).cumsum(0) - 1
         thinking, speaking = [], []
         for (sequence, num_rows), end in zip(scheduled, ends.tolist(), strict=True):
@@ -83,16 +89,20 @@ class ModelRunner:
             choosers = [sequence.chooser for sequence, _ in speaking]
             for (sequence, _), token in zip(speaking, choose_tokens(logits, choosers), strict=True):
                 sequence.output_ids.append(token)
+        return [] if lora is None else _overflown(hidden, scheduled)
 
-    def _forward(self, scheduled: Sequence[ScheduledRows], pool: Pool) -> torch.Tensor:
+    def _forward(
+        self, scheduled: Sequence[ScheduledRows], pool: Pool, lora: LoRABatch | None
+    ) -> torch.Tensor:
         batch = prepare_batch(
             [SequenceRows(s.block_table, s.num_slots, n) for s, n in scheduled],
             pool,
             num_groups=self.shape.num_heads // self.shape.num_kv_heads,
             is_paged=self.is_paged,
         )
+        batch.is_guarded = lora is not None
         hidden: torch.Tensor = self._decoder(
-            self._embed(scheduled), self._positions(scheduled), batch, _lora_batch(scheduled)
+            self._embed(scheduled), self._positions(scheduled), batch, lora
         )
         return hidden
 
@@ -124,6 +134,18 @@ class ModelRunner:
 
 def _select(hidden: torch.Tensor, rows: list[int], device: torch.device) -> torch.Tensor:
     return hidden[torch.tensor(rows, device=hidden.device)].to(device)
+
+
+def _overflown(hidden: torch.Tensor, scheduled: Sequence[ScheduledRows]) -> list[EngineSequence]:
+    is_finite = torch.isfinite(hidden).all(dim=-1)  # [num_rows]
+    if bool(is_finite.all()):
+        return []
+    by_sequence = torch.split(is_finite.cpu(), [rows.num_rows for rows in scheduled])
+    return [
+        rows.sequence
+        for rows, is_finite in zip(scheduled, by_sequence, strict=True)
+        if not bool(is_finite.all())
+    ]
 
 
 def _lora_batch(scheduled: Sequence[ScheduledRows]) -> LoRABatch | None:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from latentmas_core.engine.kv_pool import max_state
+from latentmas_core.errors import AdapterError
 from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.checkpoint import LoRACheckpoint
 
@@ -63,7 +65,10 @@ class PackedAdapter:
 def pack_adapter(
     checkpoint: LoRACheckpoint, base: BaseModel, dtype: torch.dtype, *, is_pinned: bool
 ) -> PackedAdapter:
-    """``is_pinned``: in page-locked memory, from which a GPU copies on its own."""
+    """``is_pinned``: in page-locked memory, from which a GPU copies on its own.
+
+    Raises AdapterError for weights that ``dtype`` does not hold.
+    """
     layout = AdapterLayout.of(base, checkpoint.targets, checkpoint.rank)
     a = torch.empty(base.num_layers, layout.num_a, dtype=dtype, pin_memory=is_pinned)
     b = torch.empty(base.num_layers, layout.num_b, dtype=dtype, pin_memory=is_pinned)
@@ -73,4 +78,18 @@ def pack_adapter(
         expands = torch.stack([pair.b for pair in pairs]).float().transpose(1, 2)
         a[:, span.a_start :][:, : shrinks[0].numel()] = shrinks.flatten(1)
         b[:, span.b_start :][:, : expands[0].numel()] = (expands * checkpoint.scaling).flatten(1)
+    for matrices in (a, b):
+        _refuse_overflow(matrices, checkpoint.scaling)
     return PackedAdapter(checkpoint.digest, layout, a, b)
+
+
+def _refuse_overflow(matrices: torch.Tensor, scaling: float) -> None:
+    limit = max_state(matrices.dtype)
+    low, high = (extreme.item() for extreme in torch.aminmax(matrices))
+    if not (-limit <= low and high <= limit):  # nor is NaN within the limits
+        raise AdapterError(
+            f"the adapter's weights, scaled by {scaling:g}, reach from {low:g} to {high:g}; "
+            f"{limit:g} is the most that is computed with in {matrices.dtype}. Its training "
+            "diverged, its lora_alpha is wrong, or it needs dtype float32.",
+            param="path",
+        )

@@ -116,6 +116,32 @@ def test_keys_and_values_are_written_where_the_rows_stand(is_scattered: bool) ->
     assert torch.equal(pool.read(untouched).keys, before.read(untouched).keys)
 
 
+# Large but finite ones overflow in the product with a query of the neighbour.
+BROKEN = [float("nan"), float("inf"), float("-inf"), 3e38, -3e38]
+
+
+@pytest.mark.parametrize("number", BROKEN)
+def test_rows_of_a_guarded_step_that_overflow_are_harmless_to_all_others(number: float) -> None:
+    """The neighbour has their block as padding; later it gets the block they were written to."""
+    pool = create_pool(num_blocks=40, seed=1)
+    broken, neighbour = SequenceRows([0, 1, 2], 11, 1), SequenceRows([5], 2, 1)
+    query, key, value = create_inputs(2)
+    expected = attend_naively([neighbour], pool, 1, query[1:], key[1:], value[1:])
+    key[0], value[0] = number, number
+    batch = prepare_batch([broken, neighbour], pool, num_groups=NUM_GROUPS, is_paged=False)
+    batch.is_guarded = True
+    together = paged_attention(batch, 1, query, key, value, scaling=SCALING)
+    assert_close(together[1:], expected, atol=1e-5, rtol=0)
+    again = [SequenceRows([7, 8, 9], 11, 1), SequenceRows([2], 2, 1)]
+    inputs = create_inputs(2)
+    assert_close(
+        attend(again, pool, 1, inputs),
+        attend_naively(again, pool, 1, *inputs),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
 def test_steps_after_each_other_equal_one_step() -> None:
     query, key, value = create_inputs(11)
     table = [7, 2, 30]
