@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.routing import RoutingHint
 from latentmas_core.errors import LatentMASError
 from latentmas_core.events import Event
 from latentmas_core.latent.memory import Memory
@@ -57,6 +58,15 @@ class StageCall:
     transcript: tuple[Said, ...]
     request: ReasonRequest
     adapters: tuple[AdapterSource, ...] = ()
+
+    @property
+    def routing_hint(self) -> RoutingHint:
+        """For the router: replicas that have the adapters, nodes that have the memory."""
+        parcels = self.memory.parcels if self.memory else ()
+        return RoutingHint(
+            adapters=tuple(source.name for source in self.adapters),
+            node_ids=tuple({p.node_id: None for p in parcels if p.node_id is not None}),
+        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 
+from cluster.routing import RoutingHint
 from deployments.messages import Parcel, RemoteMemory, StageCall, StageFailed, StageMade
 from latentmas_core import errors
 from latentmas_core.events import (
@@ -15,6 +16,7 @@ from latentmas_core.events import (
     StageRetried,
 )
 from latentmas_core.latent.memory import Memory
+from latentmas_core.lora.library import AdapterSource
 from latentmas_core.pipelines.plan import Stage, plan
 from latentmas_core.pipelines.runner import Said
 from latentmas_core.pipelines.spec import PipelineSpec
@@ -106,3 +108,22 @@ def test_call_is_small_however_much_it_refers_to():
     memory = RemoteMemory(Memory().followed_by(segment), (Parcel((), "a reference", 10**9),))
     call = StageCall(stage, memory, (), ReasonRequest(question="Why?"))
     assert len(pickle.dumps(call)) < 10_000
+
+
+def test_call_tells_the_router_what_it_needs():
+    first, second = make_segment("planner"), make_segment("critic")
+    parcels = (
+        Parcel((first.segment_id,), None, 1, node_id="node-1"),
+        Parcel((second.segment_id,), None, 1, node_id="node-1"),
+        Parcel(("x",), None, 1),
+    )
+    call = StageCall(
+        Stage("judger", "deciders", ()),
+        RemoteMemory(Memory(), parcels),
+        (),
+        ReasonRequest(question="?"),
+        (AdapterSource(name="mine", path="/adapters/mine"),),
+    )
+    assert call.routing_hint == RoutingHint(("mine",), ("node-1",))
+    alone = StageCall(Stage("judger", "deciders", ()), None, (), ReasonRequest(question="?"))
+    assert alone.routing_hint == RoutingHint()
