@@ -45,6 +45,8 @@ def problems_of(error: ValidationError, document: Any, *, path: str = "") -> lis
     found: list[Problem] = []
     for details in error.errors(include_url=False):
         place = join(path, _place(details, document))
+        if details["type"] == "too_short" and details["input"]:
+            continue  # it has elements, but none that is valid: that is told already
         raised = details.get("ctx", {}).get("error")
         if isinstance(raised, ProblemsError):
             found += [problem.below(place) for problem in raised.problems]

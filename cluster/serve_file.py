@@ -125,8 +125,12 @@ def _wrong_values(document: Mapping[str, Any]) -> Iterator[Problem]:
         policy = application.get("autoscaling_policy")
         if policy is not None:
             yield from _validate(AutoscalingPolicy, policy, join(path, "autoscaling_policy"))
+        yield from _wrong_env(application, path)
         for place, deployment in _listed(application, "deployments", path):
             yield from _late_problems(deployment, place)
+            yield from _wrong_env(
+                deployment.get("ray_actor_options"), join(place, "ray_actor_options")
+            )
 
 
 def _wrong_route(prefix: Any, path: str) -> Iterator[Problem]:
@@ -137,6 +141,18 @@ def _wrong_route(prefix: Any, path: str) -> Iterator[Problem]:
             f"got {prefix!r}; a route begins with '/', does not end with it, and has no braces. "
             "Correct it, as in '/reason'",
         )
+
+
+def _wrong_env(options: Any, path: str) -> Iterator[Problem]:
+    """Serve's schema takes any runtime_env; its replicas then fail to start."""
+    env = options.get("runtime_env") if isinstance(options, Mapping) else None
+    if not isinstance(env, Mapping):
+        return
+    try:
+        # Not the rest: pip and conda may name files that only the cluster has.
+        RuntimeEnv(**{key: env[key] for key in ("env_vars", "config") if key in env})
+    except (TypeError, ValueError) as error:
+        yield Problem(join(path, "runtime_env"), f"{error}. Correct it; numbers need quotes")
 
 
 def _late_problems(deployment: Mapping[str, Any], path: str) -> Iterator[Problem]:

@@ -88,7 +88,7 @@ def check_document(document: Any, nodes: Sequence[Node], *, checks_paths: bool =
     """What ``check_file`` does, once the file is read."""
     serve = check_serve_file(document)
     problems, warnings = [*serve.problems], [*serve.warnings]
-    if not serve.applications and serve.document:
+    if serve.document.get("applications") == []:
         warnings.append(Problem("applications", "is empty: nothing would be served. Add one"))
     configs = [(path, one) for path, one in serve.applications if _is_ours(one)]
     ours: list[_Application] = []

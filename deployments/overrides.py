@@ -52,10 +52,12 @@ def _overridden(override: Override) -> tuple[int, int] | None:
 
 def check_names(application: Mapping[str, Any], groups: Collection[str]) -> Iterator[Problem]:
     """Overrides of deployments that the application does not have, or has already overridden."""
-    seen: set[Any] = set()
+    seen: set[str] = set()
     for i, override in named_overrides(application):
         name = override.get("name")
-        if name is not None and name not in (*groups, INGRESS):
+        if not isinstance(name, str):
+            continue  # Serve's schema refuses it
+        if name not in (*groups, INGRESS):
             yield Problem(
                 f"deployments[{i}].name",
                 f"there is no deployment {name!r}; there are {', '.join((*groups, INGRESS))}. "

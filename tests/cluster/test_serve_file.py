@@ -169,6 +169,10 @@ def test_no_proxy_listens_nowhere():
         ),
         ({"request_router_config": {"request_router_class": "no.such:thing"}}, "request_router"),
         ({"ray_actor_options": {"num_gpus": -1}}, "ray_actor_options.num_gpus"),
+        (
+            {"ray_actor_options": {"runtime_env": {"env_vars": {"THREADS": 1}}}},
+            "ray_actor_options.runtime_env: runtime_env['env_vars'] must be of type Dict[str, str]",
+        ),
         ({"logging_config": {"log_level": "LOUD"}}, "logging_config.log_level"),
         ({"backpressure_config": {"status_code": 418}}, "backpressure_config.status_code"),
     ],

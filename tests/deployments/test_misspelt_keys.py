@@ -3,7 +3,6 @@
 Both by `latentmas validate` and by the check of `make serve`.
 """
 
-import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,56 +12,9 @@ from typing import Any
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
-from typer.testing import CliRunner
 
-from latentmas_core.cli.app import build_app
-
-SHIPPED = Path(__file__).parents[2] / "serve_config.yaml"
-ROOMY = "cpus=16"
-
-# Each section that the shipped file leaves out, with a key to misspell.
-SERVE_SECTIONS = {
-    "grpc_options": {"port": 9000},
-    "logging_config": {"log_level": "INFO"},
-    "tracing_config": {"enabled": False},
-    "controller_options": {"runtime_env": {"env_vars": {}}},
-}
-APPLICATION_SECTIONS = {
-    "runtime_env": {"env_vars": {"A": "b"}},
-    "logging_config": {"encoding": "JSON"},
-    "deployments": [
-        {
-            "name": "thinkers",
-            "max_queued_requests": 9,
-            "autoscaling_config": {
-                "max_replicas": 2,
-                "policy": {"policy_kwargs": {}},
-            },
-            "ray_actor_options": {"num_cpus": 1, "runtime_env": {"pip": []}},
-            "request_router_config": {"initial_backoff_s": 0.1},
-            "backpressure_config": {"status_code": 429},
-            "logging_config": {"log_level": "INFO"},
-            "user_config": {"latent_steps": 4, "adapters": {"load": []}},
-        },
-        {"name": "Ingress", "max_ongoing_requests": 8},
-    ],
-}
-ARGS_SECTIONS = {
-    "adapters": {"admin": False, "load": [{"name": "mine", "path": "owner/mine"}]},
-    "agents": [
-        {"name": "judger", "temperature": 0.1},
-        {
-            "name": "poet",
-            "role": "rhymes",
-            "instructions": {
-                "first": "{question}",
-                "latent": "think",
-                "text": "{transcript} {question}",
-            },
-        },
-    ],
-    "pipelines": [{"name": "short", "nodes": [{"name": "planner"}, {"name": "judger"}]}],
-}
+from tests.deployments.full_config import full_config
+from tests.deployments.validating import ROOMY, validate
 
 # Where the key stands, as the message has to say it, and how it is misspelt.
 MISSPELT = {
@@ -95,7 +47,7 @@ MISSPELT = {
     "applications[0].deployments[0].autoscaling_config.max_replicas": "max_replica",
     "applications[0].deployments[0].autoscaling_config.policy.policy_kwargs": "policy_kwarg",
     "applications[0].deployments[0].ray_actor_options.num_cpus": "num_cpu",
-    "applications[0].deployments[0].ray_actor_options.runtime_env.pip": "pips",
+    "applications[0].deployments[0].ray_actor_options.runtime_env.env_vars": "envs",
     "applications[0].deployments[0].request_router_config.initial_backoff_s": "initial_backoff",
     "applications[0].deployments[0].backpressure_config.status_code": "status",
     "applications[0].deployments[0].logging_config.log_level": "log_levels",
@@ -103,20 +55,6 @@ MISSPELT = {
     "applications[0].deployments[0].user_config.adapters.load": "loads",
     "applications[0].deployments[1].max_ongoing_requests": "max_ongoing_request",
 }
-
-
-def full_config() -> dict[str, Any]:
-    """The shipped file with every section in it."""
-    config: dict[str, Any] = yaml.safe_load(SHIPPED.read_text())
-    config |= copy.deepcopy(SERVE_SECTIONS)
-    (application,) = config["applications"]
-    application |= copy.deepcopy(APPLICATION_SECTIONS)
-    application["args"] |= copy.deepcopy(ARGS_SECTIONS)
-    application["args"]["engine"]["lora"] = {"max_lora_rank": 64}
-    application["args"]["pipelines"][0]["nodes"][1]["after"] = ["planner"]
-    deciders = application["args"]["groups"][1]
-    deciders |= {"scaling": {"max_replicas": 2}, "engine": {"max_num_seqs": 8}}
-    return config
 
 
 def misspell(config: Any, place: str, misspelt: str) -> None:
@@ -145,14 +83,10 @@ def config_path(tmp_path: Path) -> Path:
     return tmp_path / "serve_config.yaml"
 
 
-def validate(path: Path) -> tuple[int, str]:
-    result = CliRunner().invoke(build_app(), ["validate", str(path), "--node", ROOMY])
-    return result.exit_code, result.stderr
-
-
 def test_the_config_that_is_misspelt_here_is_valid_as_it_is(config_path):
     config_path.write_text(yaml.safe_dump(full_config()))
-    assert validate(config_path) == (0, "")
+    result = validate(config_path, *ROOMY)
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(("place", "misspelt"), MISSPELT.items(), ids=MISSPELT)
@@ -162,9 +96,9 @@ def test_misspelt_key_is_refused_by_its_name_and_place(place, misspelt, config_p
     config_path.write_text(yaml.safe_dump(config))
     parent, _, key = place.rpartition(".")
     told = f"{parent}.{misspelt}: unknown key {misspelt!r}. Did you mean {key!r}?".lstrip(".")
-    exit_code, errors = validate(config_path)
-    assert exit_code == 1
-    assert told in errors
+    result = validate(config_path, *ROOMY)
+    assert result.exit_code == 1
+    assert told in result.stderr
     with pytest.raises(SystemExit) as stopped:
         launch._check(config_path)
     assert told in str(stopped.value)
