@@ -46,14 +46,16 @@ def rank(
 ) -> list[list[int]]:
     """Indices of candidates, best rank first: a later rank is for when an earlier one declines.
 
-    Adapters and memory there; adapters there; memory there; the others; those that are full. A
-    replica is one of the others, whatever it holds, when it has over ``max_lead`` more requests
-    than the least loaded, or no free KV block while another has: what it holds is not worth the
-    wait.
+    Adapters and memory there; adapters there; memory there; the others; those that are full. The
+    adapters are where most of them are, if any is. A replica is one of the others, whatever it
+    holds, when it has over ``max_lead`` more requests than the least loaded, or no free KV block
+    while another has: what it holds is not worth the wait.
     """
     ranks: list[list[int]] = [[] for _ in range(5)]
     fewest = min((one.num_ongoing or 0 for one in candidates), default=0)
     can_avoid_full_pools = any(one.has_free_blocks for one in candidates)
+    num_held = [len(one.adapters.intersection(hint.adapters)) for one in candidates]
+    most_held = max(1, *num_held) if hint.adapters and num_held else 0
     for index, one in enumerate(candidates):
         num_ongoing = one.num_ongoing or 0
         if num_ongoing >= one.max_ongoing:
@@ -61,7 +63,7 @@ def rank(
         elif num_ongoing - fewest > max_lead or (can_avoid_full_pools and not one.has_free_blocks):
             ranks[3].append(index)
         else:
-            has_adapters = one.adapters.issuperset(hint.adapters)
+            has_adapters = num_held[index] == most_held
             is_near = one.node_id in hint.node_ids
             ranks[2 * (not has_adapters) + (not is_near)].append(index)
     return [indices for indices in ranks if indices]

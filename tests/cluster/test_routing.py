@@ -35,9 +35,12 @@ def test_ranks_are_both_then_adapter_then_memory_then_the_rest():
     assert rank(candidates, MATH) == [[3], [2], [1], [0]]
 
 
-def test_all_adapters_of_a_call_have_to_be_there():
-    candidates = [candidate("math"), candidate("math", "law")]
-    assert rank(candidates, RoutingHint(adapters=("law", "math"))) == [[1], [0]]
+def test_replica_with_most_adapters_of_a_call_is_preferred():
+    both = RoutingHint(adapters=("law", "math"))
+    some, all_of_them, other = candidate("math"), candidate("math", "law"), candidate("code")
+    assert rank([some, all_of_them, other], both) == [[1], [0, 2]]
+    assert rank([some, other], both) == [[0], [1]]
+    assert rank([other, other], both) == [[0, 1]]
 
 
 def test_replica_that_is_full_comes_last_whatever_it_holds():

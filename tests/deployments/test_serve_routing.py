@@ -7,7 +7,6 @@ from contextlib import aclosing
 import pytest
 from ray import serve
 
-from cluster.routing import RoutingHint
 from deployments.messages import StageCall, StageMade
 from deployments.transport import stream_stage
 from latentmas_core.lora.library import AdapterSource
@@ -56,11 +55,8 @@ def service(deploy, sources):
 
 
 @pytest.fixture
-def handle(service, monkeypatch):
+def handle(service):
     """A handle of ours, so that what its router knows can be looked at."""
-    if not hasattr(StageCall, "routing_hint"):  # TODO: take out once stages say what they need
-        hint = property(lambda call: RoutingHint(tuple(one.name for one in call.adapters)))
-        monkeypatch.setattr(StageCall, "routing_hint", hint, raising=False)
     return serve.get_deployment_handle(GROUP, Service.NAME)
 
 
