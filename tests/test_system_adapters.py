@@ -1,5 +1,6 @@
 """Adapters through the facade: agents use them, traces tell, nothing unknown is the base."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from latentmas_core import (
     AdapterError,
     AgentConfig,
+    ConfigError,
     EngineConfig,
     LatentMASSystem,
     MergeMethod,
@@ -177,3 +179,37 @@ def test_adapter_that_is_not_loaded_is_not_merged(system, tmp_path):
             options=MergeOptions(MergeMethod.LINEAR),
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("first", AdapterError, "'first' is in use"),
+        ("base", AdapterError, "means the base model"),
+        ("bad name!", ConfigError, "bad name!"),
+    ],
+)
+def test_name_that_a_merge_cannot_have_is_refused_before_it_begins(
+    system, tmp_path, name, kind, message
+):
+    weights, options = {"first": 0.5, "second": 0.5}, MergeOptions(MergeMethod.CAT)
+    with pytest.raises(kind, match=message) as refused:
+        system.merge_loras(name, weights, output=tmp_path / "both", options=options)
+    assert refused.value.param == "name"
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_changed_since_they_were_loaded_are_not_merged(
+    system, model, adapters, tmp_path
+):
+    folder = shutil.copytree(adapters["first"], tmp_path / "copy")
+    system.load_external_lora("changing", folder)
+    (folder / "adapter_model.safetensors").write_bytes(
+        make_adapter(tmp_path / "other", model, rank=8, seed=77)
+        .joinpath("adapter_model.safetensors")
+        .read_bytes()
+    )
+    weights, options = {"changing": 0.5, "second": 0.5}, MergeOptions(MergeMethod.CAT)
+    with pytest.raises(AdapterError, match="changed since it was loaded"):
+        system.merge_loras("both", weights, output=tmp_path / "both", options=options)
+    assert not (tmp_path / "both").exists()

@@ -183,11 +183,15 @@ class Engine:
                 param="name",
             )
         loader = self.stepper.loader
-        spec, packed = await self.run_beside(lambda: loader.read(name, folder, is_pinned=is_pinned))
+        reading = self._reading.submit(loader.read, name, folder, is_pinned=is_pinned)
+        spec, packed = await asyncio.wrap_future(reading)
         return await self._inbox.call(lambda: self.stepper.register(spec, packed))
 
     async def run_beside(self, function: Callable[[], T]) -> T:
-        """Run something that computes with torch beside the steps, which it does not slow down."""
+        """Run something that computes with torch beside the steps, which it does not slow down.
+
+        One after the other; what is loaded meanwhile does not wait for it.
+        """
         return await asyncio.wrap_future(self._beside.submit(function))
 
     async def unload_adapter(self, name: str) -> None:
@@ -262,6 +266,7 @@ class Engine:
                 logger.exception("the engine ends: its counts cannot be trusted any more")
                 end = LostError("the engine failed and is closed. Start it again.")
             self._is_closed = True
+            self._reading.close(waits=False)
             self._beside.close(waits=False)
             self.stepper.close(end)
 
@@ -273,6 +278,7 @@ class Engine:
         self.fingerprint = loaded.fingerprint
         self.shape = loaded.shape
         self.tokenizer = loaded.tokenizer
+        self._reading = QuietThreads(1, name="reading")
         self._beside = QuietThreads(1, name="beside")
         self.stepper = Stepper(self.config, loaded, post=self._inbox.post)
         self.limits = self.stepper.limits

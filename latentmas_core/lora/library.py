@@ -14,10 +14,11 @@ from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.cached_adapter import AdapterSpec, AdapterState
 from latentmas_core.lora.checkpoint import max_file_bytes
 from latentmas_core.lora.merge_options import MergeOptions
-from latentmas_core.lora.merging import merge_adapters
+from latentmas_core.lora.merging import MergeInput, merge_adapters
 from latentmas_core.lora.registry import AdapterRegistry, check_base
 from latentmas_core.lora.source import locate_adapter
 from latentmas_core.names import Name
+from latentmas_core.validation import validated
 
 T = TypeVar("T")
 
@@ -79,11 +80,7 @@ class AdapterLibrary:
 
     async def load(self, source: AdapterSource) -> AdapterSpec:
         """Find, check and make known. Raises AdapterError, or HubError where the hub fails."""
-        if source.name == BASE_ADAPTER:
-            raise AdapterError(
-                f"adapter name {source.name!r} means the base model. Choose another name.",
-                param="name",
-            )
+        _check_is_no_base(source.name)
         located = await asyncio.to_thread(
             locate_adapter,
             source.path,
@@ -113,19 +110,35 @@ class AdapterLibrary:
     async def merge(
         self, name: str, adapters: Mapping[str, float], output: Path, options: MergeOptions
     ) -> AdapterSpec:
-        """Merge loaded adapters, by their names and weights, into a new folder, and load that."""
-        folders = [self._engine.adapter(merged).folder for merged in adapters]
+        """Merge loaded adapters, by their names and weights, into a new folder, and load that.
+
+        Raises ConfigError or AdapterError for a name that it cannot have, before anything is read.
+        """
+        merged = validated(AdapterSource, {"name": name, "path": str(output)})
+        await self._check_is_free(merged.name)
+        inputs = [self._merge_input(one, weight) for one, weight in adapters.items()]
         await self._engine.run_beside(
             lambda: merge_adapters(
-                folders,
-                list(adapters.values()),
+                inputs,
                 output,
                 options=options,
                 base=self._engine.adapter_base,
                 max_rank=self._engine.max_lora_rank,
             )
         )
-        return await self.load(AdapterSource(name=name, path=str(output)))
+        return await self.load(merged)
+
+    def _merge_input(self, name: str, weight: float) -> MergeInput:
+        spec = self._engine.adapter(name)
+        return MergeInput(spec.folder, weight, spec.digest)
+
+    async def _check_is_free(self, name: str) -> None:
+        _check_is_no_base(name)
+        if any(spec.name == name for spec, _ in await self._engine.adapters()):
+            raise AdapterError(
+                f"adapter name {name!r} is in use. Unload it first, or choose another name.",
+                param="name",
+            )
 
     async def unload(self, name: str) -> None:
         """Forget a name; turns that have its adapter finish first. NotFoundError."""
@@ -145,3 +158,10 @@ class AdapterLibrary:
             )
             for spec, state in await self._engine.adapters()
         ]
+
+
+def _check_is_no_base(name: str) -> None:
+    if name == BASE_ADAPTER:
+        raise AdapterError(
+            f"adapter name {name!r} means the base model. Choose another name.", param="name"
+        )

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch.nn import functional as F
 
-from latentmas_core.errors import ConfigError
+from latentmas_core.errors import AdapterError, ConfigError
 from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.checkpoint import (
     WEIGHTS_FILE,
@@ -36,6 +36,14 @@ logger = logging.getLogger(__name__)
 _HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
+class MergeInput(NamedTuple):
+    """An adapter and its factor. ``digest``: what it must still be, where it was read before."""
+
+    folder: Path
+    weight: float
+    digest: str | None = None
+
+
 class _Term(NamedTuple):
     """What one adapter adds to one linear layer: factor * b @ a, in fp32; factor with scaling."""
 
@@ -44,15 +52,14 @@ class _Term(NamedTuple):
 
 
 def merge_adapters(
-    folders: Sequence[Path],
-    weights: Sequence[float],
+    inputs: Sequence[MergeInput],
     output: Path,
     *,
     options: MergeOptions,
     base: BaseModel,
     max_rank: int,
 ) -> Path:
-    """Write the weighted merge of the adapters in ``folders`` as a new adapter; returns ``output``.
+    """Write the weighted merge of several adapters as a new one; returns ``output``.
 
     With f = weight * scaling of an adapter, for every linear layer that at least one changes:
 
@@ -82,18 +89,30 @@ def merge_adapters(
     all weights of all adapters have.
 
     max_rank: of each adapter and of the result. Nothing is left on disk when it fails. Raises
-    AdapterError for an adapter that ``read_checkpoint`` refuses (broken, another base), ConfigError
-    for all else.
+    AdapterError for an adapter that ``read_checkpoint`` refuses (broken, another base) or that has
+    changed, ConfigError for all else.
     """
-    _check_weights(folders, weights)
+    _check_weights(inputs)
     _check_output(output)
-    adapters = [read_checkpoint(folder, base, max_rank=max_rank) for folder in folders]
+    adapters = [_read(one, base, max_rank) for one in inputs]
+    weights = [one.weight for one in inputs]
     rank = _merged_rank(adapters, options, max_rank)
     merged = _merge(adapters, weights, rank, options, base)
     targets = [target for target in base.targets if (0, target) in merged]
     _save(output, merged, _peft_config(rank, targets, adapters[0].base_model_name))
     logger.info("merged %d adapters by %s into %s", len(adapters), options.method, output)
     return output
+
+
+def _read(one: MergeInput, base: BaseModel, max_rank: int) -> LoRACheckpoint:
+    checkpoint = read_checkpoint(one.folder, base, max_rank=max_rank)
+    if one.digest not in (None, checkpoint.digest):
+        raise AdapterError(
+            f"adapter {one.folder} cannot be merged: its files changed since it was loaded. Unload "
+            "it and load it again.",
+            param="adapters",
+        )
+    return checkpoint
 
 
 def _merge(
@@ -285,21 +304,16 @@ def _save(output: Path, merged: Mapping[tuple[int, str], LoRAPair], config: Any)
         ) from error
 
 
-def _check_weights(folders: Sequence[Path], weights: Sequence[float]) -> None:
-    if len(folders) < 2:
+def _check_weights(inputs: Sequence[MergeInput]) -> None:
+    if len(inputs) < 2:
         raise ConfigError(
-            f"folders has {len(folders)} adapters; a merge takes at least 2. Name another.",
-            param="folders",
+            f"adapters has {len(inputs)} of them; a merge takes at least 2. Name another.",
+            param="adapters",
         )
-    if len(weights) != len(folders):
-        raise ConfigError(
-            f"weights has {len(weights)} numbers for {len(folders)} adapters. Give one for each.",
-            param="weights",
-        )
-    for folder, weight in zip(folders, weights, strict=True):
-        if not is_finite_number(weight):
+    for one in inputs:
+        if not is_finite_number(one.weight):
             raise ConfigError(
-                f"weights has {weight!r} for adapter {folder}; it must be a finite number, "
+                f"weights has {one.weight!r} for adapter {one.folder}; it must be a finite number, "
                 "negative to subtract. Give another.",
                 param="weights",
             )

@@ -21,7 +21,7 @@ from latentmas_core.lora.checkpoint import (
     read_checkpoint,
 )
 from latentmas_core.lora.merge_options import MajoritySign, MergeMethod, MergeOptions
-from latentmas_core.lora.merging import merge_adapters
+from latentmas_core.lora.merging import MergeInput, merge_adapters
 from tests.lora.adapters import lone_peft
 from tests.lora.speaking import PROMPT
 
@@ -74,9 +74,8 @@ def merge(
     max_rank: int = MAX_RANK,
 ) -> LoRACheckpoint:
     """Merges, and reads what was written as any adapter is read."""
-    written = merge_adapters(
-        folders, weights[: len(folders)], output, options=options, base=base, max_rank=max_rank
-    )
+    inputs = [MergeInput(*one) for one in zip(folders, weights, strict=False)]
+    written = merge_adapters(inputs, output, options=options, base=base, max_rank=max_rank)
     assert written == output
     return read_checkpoint(output, base, max_rank=max_rank)
 

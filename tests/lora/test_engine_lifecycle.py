@@ -3,6 +3,7 @@
 import asyncio
 import random
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -309,6 +310,21 @@ async def test_adapter_that_is_pinned_later_is_not_read_from_disk(
     await engine.load_adapter("8", llama_adapters[8], is_pinned=True)
     assert await speak(engine, "8")
     assert reads == []
+
+
+async def test_load_does_not_wait_for_what_runs_beside_the_steps(
+    open_engine: OpenEngine, tiny_llama: Path, llama_adapters: dict[int, Path]
+) -> None:
+    """A merge of large adapters takes its time."""
+    engine = open_engine(tiny_llama)
+    may_end = threading.Event()
+    merging = asyncio.create_task(engine.run_beside(lambda: may_end.wait(60)))
+    try:
+        await asyncio.wait_for(engine.load_adapter("8", llama_adapters[8]), timeout=30)
+        assert not merging.done()
+    finally:
+        may_end.set()
+    assert await merging
 
 
 async def test_bad_adapter_disturbs_nobody_and_leaves_nothing(

@@ -10,7 +10,7 @@ import torch
 from latentmas_core.errors import AdapterError, ConfigError
 from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.merge_options import MergeMethod, MergeOptions
-from latentmas_core.lora.merging import merge_adapters
+from latentmas_core.lora.merging import MergeInput, merge_adapters
 from tests.lora.adapters import make_adapter
 from tests.lora.merges import (
     MAX_RANK,
@@ -60,38 +60,39 @@ def test_options_that_cannot_be_meant_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("num_folders", "weights", "param", "message"),
+    ("weights", "param", "message"),
     [
-        (0, (), "folders", "0 adapters; a merge takes at least 2"),
-        (1, (1.0,), "folders", "1 adapters; a merge takes at least 2"),
-        (2, (1.0,), "weights", "1 numbers for 2 adapters"),
-        (2, (1.0, 2.0, 3.0), "weights", "3 numbers for 2 adapters"),
-        (2, (1.0, float("nan")), "weights", "nan for adapter .*; it must be a finite number"),
-        (2, (float("-inf"), 1.0), "weights", "-inf for adapter"),
-        (2, (1.0, "2"), "weights", "'2' for adapter"),
-        (2, (1.0, True), "weights", "True for adapter"),
-        (2, (1.0, 10**400), "weights", "for adapter"),
+        ((), "adapters", "0 of them; a merge takes at least 2"),
+        ((1.0,), "adapters", "1 of them; a merge takes at least 2"),
+        ((1.0, float("nan")), "weights", "nan for adapter .*; it must be a finite number"),
+        ((float("-inf"), 1.0), "weights", "-inf for adapter"),
+        ((1.0, "2"), "weights", "'2' for adapter"),
+        ((1.0, True), "weights", "True for adapter"),
+        ((1.0, 10**400), "weights", "for adapter"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
     tmp_path: Path,
     base: BaseModel,
     equal: Family,
-    num_folders: int,
     weights: tuple[float, ...],
     param: str,
     message: str,
 ) -> None:
+    options = MergeOptions(MergeMethod.LINEAR)
     with pytest.raises(ConfigError, match=message) as caught:
-        merge_adapters(
-            equal[:num_folders],
-            weights,
-            tmp_path / "merged",
-            options=MergeOptions(MergeMethod.LINEAR),
-            base=base,
-            max_rank=MAX_RANK,
-        )
+        merge(equal, tmp_path / "merged", base, options, weights=weights)
     assert caught.value.param == param
+    assert not list(tmp_path.iterdir())
+
+
+def test_adapter_that_changed_since_it_was_loaded_is_not_merged(
+    tmp_path: Path, base: BaseModel, equal: Family
+) -> None:
+    inputs = [MergeInput(folder, 1.0, digest="0" * 64) for folder in equal]
+    options = MergeOptions(MergeMethod.CAT)
+    with pytest.raises(AdapterError, match="changed since it was loaded"):
+        merge_adapters(inputs, tmp_path / "m", options=options, base=base, max_rank=MAX_RANK)
     assert not list(tmp_path.iterdir())
 
 
