@@ -28,6 +28,7 @@ from latentmas_core.engine.sequence import Sequence
 from latentmas_core.engine.shards import bring_inputs, place
 from latentmas_core.engine.stepper import Stepper
 from latentmas_core.engine.turn import TurnDone
+from latentmas_core.errors import EngineError
 from latentmas_core.latent.memory import MergeRule, merge
 from latentmas_core.latent.segment import SegmentTensors
 from latentmas_core.lora.mix import AdapterMix, AdapterUse
@@ -50,7 +51,10 @@ def model(request: pytest.FixtureRequest) -> Path:
 
 
 class Bench:
-    """The engine's thread without a thread: turns are computed one after the other."""
+    """The engine's thread without a thread: turns are computed one after the other.
+
+    Used as a context manager: the threads that load adapters end with it.
+    """
 
     def __init__(self, loaded: LoadedModel) -> None:
         block_bytes = num_block_bytes(loaded.shape, BLOCK_SIZE, torch.float32)
@@ -61,6 +65,12 @@ class Bench:
         self._tokenizer = loaded.tokenizer.backend_tokenizer
         self.stepper = Stepper(config, loaded, post=self._posted.append)
         self.stepper.loader._is_pinned = False  # there is no card to copy to by itself
+
+    def __enter__(self) -> "Bench":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stepper.close(EngineError("the test is over."))
 
     def complete(self, *turns: Any) -> list[TurnDone]:
         """All of them in the same steps."""
@@ -160,9 +170,10 @@ def test_two_cards_compute_what_one_device_does_and_never_out_of_both(
     model: Path, tmp_path: Path, decoder: str
 ) -> None:
     adapter = make_adapter(tmp_path, model, rank=8)
-    expected = play(Bench(load(model)), adapter)
-    with PretendedCards() as cards:
-        outcome = play(Bench(spread(load(model), cards)), adapter)
+    with Bench(load(model)) as bench:
+        expected = play(bench, adapter)
+    with PretendedCards() as cards, Bench(spread(load(model), cards)) as bench:
+        outcome = play(bench, adapter)
         for content in outcome.contents:
             assert content.kv is not None
             assert content.latents.device == content.kv.keys.device == CARDS[0]
@@ -179,8 +190,7 @@ def test_moves_of_a_step_do_not_grow_with_the_layers(tmp_path: Path, decoder: st
     num_moves = []
     for num_layers in (2, 8):
         model = make_tiny_model(tmp_path / str(num_layers), "qwen3", num_hidden_layers=num_layers)
-        with PretendedCards() as cards:
-            bench = Bench(spread(load(model), cards))
+        with PretendedCards() as cards, Bench(spread(load(model), cards)) as bench:
             before = cards.num_moves
             bench.complete(create_turn("One prompt.", max_tokens=3), create_turn("And another."))
             num_moves.append(cards.num_moves - before)
@@ -197,10 +207,12 @@ def test_forgotten_hand_over_is_found_out(
     """Else this file would find nothing."""
     monkeypatch.setattr(owner, "to", lambda self, device: self)
     turns = [create_turn("One.", max_tokens=3), create_turn("Another prompt.", max_tokens=3)]
-    with PretendedCards() as cards:
-        bench = Bench(spread(load(tiny_qwen2), cards))
-        with pytest.raises(AssertionError, match="Send it again"):
-            bench.complete(*turns)
+    with (
+        PretendedCards() as cards,
+        Bench(spread(load(tiny_qwen2), cards)) as bench,
+        pytest.raises(AssertionError, match="Send it again"),
+    ):
+        bench.complete(*turns)
     assert "tensors on ['cuda:0', 'cuda:1']" in caplog.text
 
 
