@@ -1,14 +1,31 @@
 """The adapters of one replica: what the config names at the start, and what comes later."""
 
+import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import NamedTuple
 
-from deployments.adapters import AdapterFailed, LoadedAdapter
 from deployments.args import AdaptersConfig
+from deployments.messages import AdapterFailed, AdapterListing, AdapterOrder, LoadedAdapter
 from latentmas_core.engine.engine import Engine
-from latentmas_core.errors import LatentMASError, NotFoundError
+from latentmas_core.errors import AdapterError, LatentMASError, NotFoundError
 from latentmas_core.lora.library import AdapterInfo, AdapterLibrary, AdapterSource
 from latentmas_core.lora.registry import AdapterRegistry
+
+logger = logging.getLogger(__name__)
+
+
+class _Origin(NamedTuple):
+    """Where a loaded adapter came from, and whether the operator named that place."""
+
+    source: AdapterSource
+    is_operators: bool
+
+
+class _Order(NamedTuple):
+    """The last order to load a name. ``before``: what the name was until then, if anything."""
+
+    order_id: str
+    before: _Origin | None
 
 
 class AdapterHost:
@@ -27,62 +44,151 @@ class AdapterHost:
         self._guarded = AdapterLibrary(
             engine, registry, roots=config.roots, allows_hub=config.allow_hub
         )
-        self._engine = engine
-        self._sources: dict[str, AdapterSource] = {}
+        self._origins: dict[str, _Origin] = {}
+        self._orders: dict[str, _Order] = {}
+        self._unloaded: set[str] = set()
+        self._by_group: set[str] = set()
 
     async def start(self) -> None:
-        """Load what the config names; the first that fails ends the start with its error."""
-        await self.load_configured(self._config.load)
+        """Load what the args name; the first that fails ends the start with its error."""
+        for one in self._config.load:
+            await self._load(self._configured(one), is_operators=True)
 
     async def load_configured(self, adapters: Iterable[AdapterSource | str]) -> None:
-        """Load what the operator names, from wherever it is; a name alone is of the registry."""
+        """Load what the group's own config names, from wherever it is; a name alone is of the
+        registry. It says so anew, whatever was unloaded before."""
         for one in adapters:
-            source = one if isinstance(one, AdapterSource) else self._trusted.source_of(one)
-            if source.name in self._resident:
-                source = source.model_copy(update={"pinned": True})
-            await self._trusted.load(source)
-            self._sources[source.name] = source
+            source = self._configured(one)
+            await self._load(source, is_operators=True)
+            self._unloaded.discard(source.name)
+            self._by_group.add(source.name)
 
-    async def ensure(self, sources: tuple[AdapterSource, ...]) -> None:
-        """Load what other replicas have and this one has not."""
-        for source in sources:
-            if source.name not in self._sources:
-                await self._load(source)
+    async def ensure(self, adapters: Iterable[LoadedAdapter]) -> None:
+        """Load what other replicas have and this one has not.
 
-    async def load(self, source: AdapterSource) -> LoadedAdapter | AdapterFailed:
+        Raises NotFoundError for what was unloaded meanwhile, AdapterError where a name is another
+        adapter here.
+        """
+        for wanted in adapters:
+            self._check_not_unloaded(wanted.info.name)
+            is_new = wanted.info.name not in self._origins
+            if is_new:
+                await self._load(wanted.source, is_operators=wanted.is_operators)
+            try:
+                self._check_not_unloaded(wanted.info.name)
+                self._check_same(wanted.info, (await self._loaded_as(wanted.info.name)).info)
+            except LatentMASError:
+                if is_new:
+                    await self._drop(wanted.info.name)
+                raise
+
+    async def load(self, order: AdapterOrder) -> LoadedAdapter | AdapterFailed:
+        name = order.source.name
+        before = self._origins.get(name)
         try:
-            await self._load(source)
+            await self._load(order.source, is_operators=order.is_operators)
         except LatentMASError as error:
             return AdapterFailed(error)
-        (info,) = [info for info in await self._guarded.loaded() if info.name == source.name]
-        return LoadedAdapter(info, source)
+        except Exception:
+            logger.exception("adapter %s did not load", name)
+            return AdapterFailed(
+                AdapterError(
+                    f"adapter {name!r} could not be loaded; the log of the replica says why.",
+                    param="path",
+                )
+            )
+        self._unloaded.discard(name)
+        self._orders[name] = _Order(order.order_id, before)
+        return await self._loaded_as(name)
 
-    async def unload(self, name: str) -> str | AdapterFailed:
+    async def take_back(self, order: AdapterOrder) -> None:
+        """Undo a load of all replicas that failed on another one."""
+        name = order.source.name
+        carried_out = self._orders.get(name)
+        if carried_out is None or carried_out.order_id != order.order_id:
+            return
+        del self._orders[name]
+        if carried_out.before is None:
+            await self._drop(name)
+            return
+        source, is_operators = carried_out.before
         try:
-            await self._guarded.unload(name)
-        except NotFoundError as error:
-            return AdapterFailed(error)
-        self._sources.pop(name, None)
-        return name
+            await self._load(source, is_operators=is_operators)  # pinned or not, as it was
+        except LatentMASError as error:
+            logger.warning("adapter %s stays as it was loaded last: %s", name, error.message)
 
-    async def loaded(self) -> list[LoadedAdapter]:
-        infos: list[AdapterInfo] = await self._guarded.loaded()
-        return [
-            LoadedAdapter(info, self._sources[info.name])
-            for info in infos
-            if info.name in self._sources
-        ]
+    async def unload(self, name: str) -> None:
+        """Also where it is not loaded: a call that began before must not bring it back."""
+        self._unloaded.add(name)
+        self._by_group.discard(name)
+        if name in self._origins:
+            await self._drop(name)
+
+    async def forget(self, names: Iterable[str]) -> None:
+        """Unload what was unloaded everywhere before this replica began."""
+        for name in names:
+            if name not in self._by_group:
+                await self.unload(name)
+
+    async def listing(self) -> AdapterListing:
+        return AdapterListing(
+            tuple(
+                LoadedAdapter(info, *self._origins[info.name])
+                for info in await self._guarded.loaded()
+                if info.name in self._origins
+            ),
+            frozenset(self._unloaded),
+            frozenset(self._by_group),
+        )
 
     def check_loaded(self, agent: str, names: Iterable[str]) -> None:
         """Raise NotFoundError for an adapter of an agent that is not loaded here."""
         for name in names:
-            if name not in self._sources:
+            if name not in self._origins:
                 raise NotFoundError(
                     f"agent {agent!r} uses adapter {name!r}, which is not loaded here. Name it "
                     "under adapters.load.",
                     param=f"agents.{agent}.adapter",
                 )
 
-    async def _load(self, source: AdapterSource) -> Any:
-        await self._guarded.load(source)
-        self._sources[source.name] = source
+    def _check_not_unloaded(self, name: str) -> None:
+        if name in self._unloaded:
+            raise NotFoundError(
+                f"adapter {name!r} was unloaded while the request was under way. Load it, and send "
+                "the request again.",
+                param="adapters",
+            )
+
+    def _check_same(self, wanted: AdapterInfo, found: AdapterInfo) -> None:
+        if found.digest != wanted.digest:
+            raise AdapterError(
+                f"adapter {wanted.name!r} is {found.digest[:12]} here and was {wanted.digest[:12]} "
+                "when the request began: its files changed, or another got its name. Send the "
+                "request again.",
+                param="adapters",
+            )
+
+    def _configured(self, one: AdapterSource | str) -> AdapterSource:
+        source = one if isinstance(one, AdapterSource) else self._trusted.source_of(one)
+        if source.name in self._resident:
+            return source.model_copy(update={"pinned": True})
+        return source
+
+    async def _load(self, source: AdapterSource, *, is_operators: bool) -> None:
+        library = self._trusted if is_operators else self._guarded
+        await library.load(source)
+        self._origins[source.name] = _Origin(source, is_operators)
+
+    async def _drop(self, name: str) -> None:
+        self._origins.pop(name, None)
+        try:
+            await self._guarded.unload(name)
+        except NotFoundError:
+            logger.info("adapter %s was gone already", name)
+
+    async def _loaded_as(self, name: str) -> LoadedAdapter:
+        infos: list[AdapterInfo] = await self._guarded.loaded()
+        found = [info for info in infos if info.name == name]
+        if not found:
+            raise NotFoundError(f"adapter {name!r} was just unloaded. Load it.", param="adapters")
+        return LoadedAdapter(found[0], *self._origins[name])

@@ -16,11 +16,14 @@ from ray import serve
 from cluster.autoscaling import KV_CAPACITY_TOKENS, KV_TOKENS, NUM_WAITING
 from cluster.routing import ADAPTERS, FREE_BLOCKS
 from deployments.adapter_host import AdapterHost
-from deployments.adapters import AdapterFailed, LoadedAdapter
 from deployments.group_setup import GroupSetup
 from deployments.live import read_live_config
 from deployments.messages import (
     NOWHERE,
+    AdapterFailed,
+    AdapterListing,
+    AdapterOrder,
+    LoadedAdapter,
     Place,
     RemoteMemory,
     StageCall,
@@ -35,7 +38,6 @@ from latentmas_core.errors import LatentMASError
 from latentmas_core.latent.codec import PackedSegments
 from latentmas_core.lora.cached_adapter import AdapterState
 from latentmas_core.lora.choice import names_in
-from latentmas_core.lora.library import AdapterSource
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.runner import StageDone
 from latentmas_core.pipelines.stage_worker import StageWorker
@@ -80,7 +82,9 @@ class AgentGroupServer:
                 await self.adapters.ensure(call.adapters)
                 memory = await self._load(call.memory)
                 owned.own(memory)
-                items = self._worker.run(call.stage, memory, call.transcript, call.request)
+                items = self._worker.run(
+                    call.stage, memory, call.transcript, call.request, call.digests
+                )
                 async with aclosing(items):
                     async for item in items:
                         if not isinstance(item, StageDone):
@@ -207,14 +211,20 @@ class AgentGroup:
     async def record_routing_stats(self) -> dict[str, Any]:
         return await self._server.routing_stats()
 
-    async def load_adapter(self, source: AdapterSource) -> LoadedAdapter | AdapterFailed:
-        return await self._server.adapters.load(source)
+    async def load_adapter(self, order: AdapterOrder) -> LoadedAdapter | AdapterFailed:
+        return await self._server.adapters.load(order)
 
-    async def unload_adapter(self, name: str) -> str | AdapterFailed:
-        return await self._server.adapters.unload(name)
+    async def take_back_adapter(self, order: AdapterOrder) -> None:
+        await self._server.adapters.take_back(order)
 
-    async def adapters(self) -> list[LoadedAdapter]:
-        return await self._server.adapters.loaded()
+    async def unload_adapter(self, name: str) -> None:
+        await self._server.adapters.unload(name)
+
+    async def forget_adapters(self, names: list[str]) -> None:
+        await self._server.adapters.forget(names)
+
+    async def adapters(self) -> AdapterListing:
+        return await self._server.adapters.listing()
 
     async def check_health(self) -> None:
         await self._server.check_health()

@@ -1,13 +1,13 @@
 """What crosses a deployment handle: plain picklable data, and references to packed memory."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.routing import RoutingHint
 from latentmas_core.errors import LatentMASError
 from latentmas_core.events import Event
 from latentmas_core.latent.memory import Memory
-from latentmas_core.lora.library import AdapterSource
+from latentmas_core.lora.library import AdapterInfo, AdapterSource
 from latentmas_core.pipelines.plan import Stage
 from latentmas_core.pipelines.runner import Said
 from latentmas_core.request import ReasonRequest
@@ -46,25 +46,67 @@ class RemoteMemory:
         return sum(parcel.num_bytes for parcel in self.parcels)
 
 
+class LoadedAdapter(NamedTuple):
+    """What a replica says of one adapter; ``source`` is where it got it from.
+
+    ``is_operators``: the operator named that place, so it need not be under the roots for clients.
+    """
+
+    info: AdapterInfo
+    source: AdapterSource
+    is_operators: bool = False
+
+
+class AdapterFailed(NamedTuple):
+    """An error as data, so that no traceback hides it and other replicas' answers still come."""
+
+    error: LatentMASError
+
+
+class AdapterOrder(NamedTuple):
+    """An adapter that all replicas are to load; ``order_id`` is for taking that back."""
+
+    source: AdapterSource
+    is_operators: bool
+    order_id: str
+
+
+class AdapterListing(NamedTuple):
+    """The adapters of one replica. ``unloaded``: names that it was told to forget.
+
+    ``by_group``: those that its group's own config loads, whatever was unloaded before.
+    """
+
+    loaded: tuple[LoadedAdapter, ...]
+    unloaded: frozenset[str] = frozenset()
+    by_group: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class StageCall:
     """One stage to be run by a group: what it reads is fetched by the replica itself.
 
-    ``adapters``: where those come from that the request needs, for a replica that lacks one.
+    ``adapters``: those that the stage needs, as they were when the request began. A replica that
+    lacks one loads it; one that has another of its name refuses the call.
     """
 
     stage: Stage
     memory: RemoteMemory | None
     transcript: tuple[Said, ...]
     request: ReasonRequest
-    adapters: tuple[AdapterSource, ...] = ()
+    adapters: tuple[LoadedAdapter, ...] = ()
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """What the names of its adapters stand for."""
+        return {loaded.info.name: loaded.info.digest for loaded in self.adapters}
 
     @property
     def routing_hint(self) -> RoutingHint:
         """For the router: replicas that have the adapters, nodes that have the memory."""
         parcels = self.memory.parcels if self.memory else ()
         return RoutingHint(
-            adapters=tuple(source.name for source in self.adapters),
+            adapters=tuple(self.digests),
             node_ids=tuple({p.node_id: None for p in parcels if p.node_id is not None}),
         )
 

@@ -1,7 +1,7 @@
 """Reasoner: questions in, events out, over the groups of one application. Knows no HTTP."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -11,16 +11,16 @@ from ray.serve.exceptions import RayServeException
 from deployments.adapters import AdapterDirectory
 from deployments.args import AppArgs
 from deployments.budget import TransferBudget
+from deployments.messages import LoadedAdapter
 from deployments.runner import ServeAgentRunner
 from deployments.transport import GroupHandle, ask_all_replicas
 from latentmas_core.errors import NotFoundError
 from latentmas_core.events import Event
-from latentmas_core.lora.choice import adapters_of
-from latentmas_core.lora.library import AdapterSource
+from latentmas_core.lora.choice import adapters_of, check_choices
 from latentmas_core.pipelines.executor import Executor, result_of
-from latentmas_core.pipelines.plan import Plan, plan
+from latentmas_core.pipelines.plan import Plan, Stage, plan
 from latentmas_core.pipelines.retries import RetryPolicy
-from latentmas_core.request import Mode, ReasonRequest
+from latentmas_core.request import Handoff, Mode, ReasonRequest
 from latentmas_core.result import Result
 
 READY_TIMEOUT_S = 2.0
@@ -40,7 +40,7 @@ class Reasoner:
         self._pipelines = args.offered_pipelines
         self._plans = {name: plan(spec, args.group_of) for name, spec in self._pipelines.items()}
         self._scale_to_zero = frozenset(g.name for g in args.groups if g.min_replicas == 0)
-        self.adapters = AdapterDirectory(handles, self._scale_to_zero)
+        self.adapters = AdapterDirectory(handles)
 
     async def check(self, request: ReasonRequest) -> None:
         """Raise NotFoundError if its pipeline, an agent or an adapter does not exist here."""
@@ -66,17 +66,28 @@ class Reasoner:
         async with aclosing(self.stream(request)) as events:
             return await result_of(events)
 
-    async def _prepare(self, request: ReasonRequest) -> tuple[Plan, tuple[AdapterSource, ...]]:
-        """The plan, and where the adapters come from that its agents use.
-
-        Those that the request names must be loaded. What an agent uses by itself its group knows
-        best: the operator may have changed that since.
-        """
+    async def _prepare(
+        self, request: ReasonRequest
+    ) -> tuple[Plan, dict[str, tuple[LoadedAdapter, ...]]]:
+        """What is to run, and the adapters that each stage of it needs, by its name."""
         chosen = self.plan_of(request)
-        by_agent = adapters_of(self._pipelines[request.pipeline], self._agents, request)
-        asked = [name for agent in request.adapters for name in by_agent[agent]]
-        own = [name for agent in by_agent.keys() - request.adapters for name in by_agent[agent]]
-        return chosen, (*await self.adapters.require(asked), *await self.adapters.find(own))
+        check_choices(self._pipelines[request.pipeline], request)
+        chosen = chosen.in_mode(request.mode)
+        own = {stage.name: await self._adapters_of(stage, request) for stage in chosen.stages}
+        return chosen, {
+            stage.name: _unique(
+                loaded for read in _computed_by(chosen, stage, request) for loaded in own[read.name]
+            )
+            for stage in chosen.stages
+        }
+
+    async def _adapters_of(self, stage: Stage, request: ReasonRequest) -> tuple[LoadedAdapter, ...]:
+        """Those that the request names must be loaded. What an agent uses by itself its group knows
+        best: the operator may have changed that since."""
+        by_agent = adapters_of(stage, self._agents, request)
+        asked = [n for agent, names in by_agent.items() if agent in request.adapters for n in names]
+        own = [n for names in by_agent.values() for n in names if n not in asked]
+        return (*await self.adapters.require(asked), *await self.adapters.find(own))
 
     def plan_of(self, request: ReasonRequest) -> Plan:
         """The plan of the request's pipeline; NotFoundError names those that are offered."""
@@ -123,3 +134,15 @@ class Reasoner:
         except (TimeoutError, RayError, RayServeException):
             return False
         return True
+
+
+def _computed_by(chosen: Plan, stage: Stage, request: ReasonRequest) -> tuple[Stage, ...]:
+    """Stages whose rows a stage computes: its own and, where embeddings are handed over, those of
+    all before it, each with the adapter that made it."""
+    if request.mode is Mode.LATENT and request.handoff is Handoff.EMBEDDINGS:
+        return (*chosen.ancestors_of(stage), stage)
+    return (stage,)
+
+
+def _unique(adapters: Iterable[LoadedAdapter]) -> tuple[LoadedAdapter, ...]:
+    return tuple({loaded.info.name: loaded for loaded in adapters}.values())

@@ -1,14 +1,13 @@
 """ServeAgentRunner: runs stages on deployments; memories are references into the object store."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from deployments.budget import TransferBudget
-from deployments.messages import Parcel, RemoteMemory, StageCall, StageMade
+from deployments.messages import LoadedAdapter, Parcel, RemoteMemory, StageCall, StageMade
 from deployments.transport import GroupHandle, stream_stage
 from latentmas_core.events import Event
 from latentmas_core.latent.memory import merge
-from latentmas_core.lora.library import AdapterSource
 from latentmas_core.pipelines.plan import Stage
 from latentmas_core.pipelines.runner import StageDone, StageInputs
 from latentmas_core.request import ReasonRequest
@@ -19,19 +18,19 @@ StageItem = Event | StageDone[RemoteMemory]
 class ServeAgentRunner:
     """An ``AgentRunner`` over deployment handles, one per group. No memory passes through it.
 
-    ``budget`` counts the memories that it hands out. ``adapters``: where those come from that the
-    request needs.
+    ``budget`` counts the memories that it hands out. ``adapters``: those that each stage needs, by
+    its name.
     """
 
     def __init__(
         self,
         handles: Mapping[str, GroupHandle],
         budget: TransferBudget,
-        adapters: Sequence[AdapterSource] = (),
+        adapters: Mapping[str, tuple[LoadedAdapter, ...]],
     ) -> None:
         self._handles = handles
         self._budget = budget
-        self._adapters = tuple(adapters)
+        self._adapters = adapters
 
     def think(
         self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
@@ -51,7 +50,8 @@ class ServeAgentRunner:
         self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
     ) -> AsyncGenerator[StageItem, None]:
         memory = _join(stage, inputs, request)
-        call = StageCall(stage, memory, inputs.transcript, request, self._adapters)
+        adapters = self._adapters[stage.name]
+        call = StageCall(stage, memory, inputs.transcript, request, adapters)
         made: StageMade | None = None
         parcels = call.memory.parcels if call.memory else ()
         async with aclosing(stream_stage(self._handles[stage.group], call)) as messages:

@@ -14,7 +14,7 @@ from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.stats import EngineStats
 from latentmas_core.errors import ConfigError, NotFoundError
 from latentmas_core.events import Event
-from latentmas_core.lora.choice import adapters_of
+from latentmas_core.lora.choice import adapters_of, check_choices
 from latentmas_core.lora.library import AdapterInfo, AdapterLibrary, AdapterSource, LibraryEngine
 from latentmas_core.lora.merge_options import MergeOptions
 from latentmas_core.lora.registry import AdapterRegistry
@@ -50,8 +50,11 @@ class SystemEngine(TurnEngine, LibraryEngine, Protocol):
 
 
 class _Prepared(NamedTuple):
+    """``digests``: what the names of adapters stand for, whatever is loaded later."""
+
     plan: Plan
     request: ReasonRequest
+    digests: Mapping[str, str]
 
 
 class LatentMASSystem:
@@ -114,8 +117,7 @@ class LatentMASSystem:
         self._owns_engine = owns_engine
         self._agents: dict[str, AgentConfig] = {}
         self._added_pipelines: dict[str, PipelineSpec] = {}
-        worker = StageWorker(engine, Roster(self._agents, latent_steps))
-        self._executor = Executor(LocalAgentRunner(worker, engine))
+        self._worker = StageWorker(engine, Roster(self._agents, latent_steps))
         self._background = BackgroundLoop()
 
     def __enter__(self) -> Self:
@@ -259,7 +261,7 @@ class LatentMASSystem:
         Closing the iterator ends the run.
         """
         prepared = self._prepare(question, pipeline, mode, options)
-        return self._background.iterate(self._executor.run(*prepared))
+        return self._background.iterate(self._events(prepared))
 
     def astream(
         self,
@@ -270,7 +272,7 @@ class LatentMASSystem:
         **options: Any,
     ) -> AsyncGenerator[Event, None]:
         """``stream`` for callers with an event loop."""
-        return self._executor.run(*self._prepare(question, pipeline, mode, options))
+        return self._events(self._prepare(question, pipeline, mode, options))
 
     def run_many(
         self,
@@ -315,8 +317,19 @@ class LatentMASSystem:
         return self._background.run(self._engine.stats())
 
     async def _answer(self, prepared: _Prepared) -> Result:
-        async with aclosing(self._executor.run(*prepared)) as events:
+        async with aclosing(self._events(prepared)) as events:
             return await result_of(events)
+
+    async def _events(self, prepared: _Prepared) -> AsyncGenerator[Event, None]:
+        """A run. Adapters that are unloaded before it ends go then."""
+        chosen, request, digests = prepared
+        executor = Executor(LocalAgentRunner(self._worker, self._engine, digests))
+        async with (
+            self._engine.holding(digests.values()),
+            aclosing(executor.run(chosen, request)) as events,
+        ):
+            async for event in events:
+                yield event
 
     def _prepare(
         self,
@@ -329,10 +342,17 @@ class LatentMASSystem:
         spec.check_agents(self._agents)
         fields = {"question": question, "pipeline": spec.name, "mode": mode, **options}
         request = validated(ReasonRequest, fields)
-        for names in adapters_of(spec, self._agents, request).values():
-            for name in names:
-                self._engine.adapter(name)  # unknown ones are refused before anything runs
-        return _Prepared(plan(spec, dict.fromkeys(self._agents, LOCAL_GROUP)), request)
+        check_choices(spec, request)
+        chosen = plan(spec, dict.fromkeys(self._agents, LOCAL_GROUP)).in_mode(request.mode)
+        names = {
+            name
+            for stage in chosen.stages
+            for used in adapters_of(stage, self._agents, request).values()
+            for name in used
+        }
+        # Unknown ones are refused before anything runs.
+        digests = {name: self._engine.adapter(name).digest for name in sorted(names)}
+        return _Prepared(chosen, request, digests)
 
     def _find_pipeline(self, pipeline: PipelineChoice) -> PipelineSpec:
         if isinstance(pipeline, PipelineSpec):

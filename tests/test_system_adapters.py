@@ -1,6 +1,7 @@
 """Adapters through the facade: agents use them, traces tell, nothing unknown is the base."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from latentmas_core import (
     MergeOptions,
     NotFoundError,
 )
+from latentmas_core.events import AgentFinished, AnswerDone
 from tests.factories import make_tiny_model
 from tests.lora.adapters import make_adapter
 
@@ -213,3 +215,54 @@ def test_files_that_changed_since_they_were_loaded_are_not_merged(
     with pytest.raises(AdapterError, match="changed since it was loaded"):
         system.merge_loras("both", weights, output=tmp_path / "both", options=options)
     assert not (tmp_path / "both").exists()
+
+
+EVERYBODY = ("planner", "critic", "refiner", "judger")
+
+
+@pytest.mark.parametrize("handoff", ["kv", "embeddings"])
+def test_answer_under_way_keeps_its_adapter_when_that_is_unloaded(system, adapters, handoff):
+    """Even if another adapter gets its name before the next agent begins."""
+    options = {"adapters": dict.fromkeys(EVERYBODY, "first"), "handoff": handoff}
+    expected = answer(system, **options)
+    num_unloads = 0
+    for event in system.stream(QUESTION, **OPTIONS, **options):
+        if isinstance(event, AgentFinished) and event.agent == "planner":
+            system.unload_lora("first")
+            system.load_external_lora("first", adapters["second"])
+            num_unloads += 1
+        if isinstance(event, AnswerDone):
+            result = event.result
+    assert num_unloads == 1
+    assert result.final_answer == expected.final_answer
+    assert [a.adapter_digest for a in result.agents] == [a.adapter_digest for a in expected.agents]
+    assert system.stats().adapters.num_registered == 2
+    assert {info.rank for info in system.adapters} == {4}
+    assert answer(system, **options).final_answer != expected.final_answer
+
+
+def test_adapter_that_is_unloaded_goes_when_the_answer_is_given_up(system):
+    events = system.stream(QUESTION, **OPTIONS, adapters={"judger": "first"})
+    next(events)
+    system.unload_lora("first")
+    events.close()
+    with pytest.raises(NotFoundError, match="'first'"):
+        answer(system, adapters={"judger": "first"})
+    deadline = time.monotonic() + 20
+    while len(system._engine.stepper.adapters._adapters) > 1:
+        assert time.monotonic() < deadline, "it stays for ever"
+    assert system.stats().num_running == 0
+
+
+def test_mode_single_needs_the_adapter_of_the_speaker_alone(system):
+    """Neither the one that the request names for an agent before, nor that agent's own."""
+    system.add_agent(AgentConfig.planner(name="scout", adapter="nobody"))
+    chosen = {"pipeline": ["scout", "judger"], "mode": "single"}
+    base = answer(system, **chosen)
+    assert [agent.name for agent in base.agents] == ["judger"]
+    adapted = answer(system, **chosen, adapters={"scout": "nobody", "judger": "first"})
+    assert adapted.agents[0].adapter == "first"
+    with pytest.raises(NotFoundError, match="'nobody'"):
+        answer(system, **chosen, adapters={"judger": "nobody"})
+    with pytest.raises(NotFoundError, match="'nobody'"):
+        answer(system, pipeline=["scout", "judger"])

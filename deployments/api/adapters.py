@@ -1,5 +1,7 @@
 """Adapters over HTTP: which there are, and loading and unloading with vLLM's bodies."""
 
+import asyncio
+import logging
 from typing import Any, Protocol
 
 from fastapi import FastAPI
@@ -7,10 +9,12 @@ from fastapi import FastAPI
 from deployments.api.errors import ErrorKind, error_response
 from deployments.args import AdaptersConfig
 from latentmas_core.config import FrozenModel, Text
-from latentmas_core.errors import AdapterError
+from latentmas_core.errors import AdapterError, ConfigError
 from latentmas_core.lora.library import AdapterInfo, AdapterSource
 from latentmas_core.lora.registry import AdapterRegistry, check_base
 from latentmas_core.names import Name
+
+logger = logging.getLogger(__name__)
 
 FORBIDDEN = ErrorKind(403, "permission_error", "adapters_admin_off")
 
@@ -33,7 +37,7 @@ class UnloadBody(FrozenModel):
 class Directory(Protocol):
     """What the routes need of the application's adapters."""
 
-    async def load(self, source: AdapterSource) -> AdapterInfo: ...
+    async def load(self, source: AdapterSource, *, is_operators: bool) -> AdapterInfo: ...
     async def unload(self, name: str) -> None: ...
     async def listing(self) -> list[dict[str, Any]]: ...
 
@@ -71,8 +75,12 @@ class AdapterAdmin:
         )
 
     def reload(self) -> None:
-        """Read the registry files again; ConfigError, and the table stays as it was."""
-        self._registry.reload()
+        """Read the registry files again. Where one is broken the table stays as it was: that is
+        for the operator to know, not for clients."""
+        try:
+            self._registry.reload()
+        except ConfigError as error:
+            logger.error("the last table of adapters stays: %s", error.message)
 
     def known(self) -> list[dict[str, Any]]:
         """The registry, and which entries fit the base model that is served."""
@@ -89,6 +97,7 @@ def add_adapter_routes(app: FastAPI, directory: Directory, admin: AdapterAdmin) 
     @app.get("/v1/adapters")
     async def adapters() -> dict[str, Any]:
         """The loaded adapters with their state on each replica, and the registry."""
+        await asyncio.to_thread(admin.reload)
         return {"data": await directory.listing(), "registry": admin.known()}
 
     @app.post("/v1/load_lora_adapter", response_model=None)
@@ -96,12 +105,14 @@ def add_adapter_routes(app: FastAPI, directory: Directory, admin: AdapterAdmin) 
         """Load an adapter on every replica."""
         if not admin.is_allowed:
             return _forbidden()
-        admin.reload()
-        return await directory.load(admin.source_of(body))
+        is_named_by_operator = body.lora_path is None
+        if is_named_by_operator:
+            await asyncio.to_thread(admin.reload)
+        return await directory.load(admin.source_of(body), is_operators=is_named_by_operator)
 
     @app.post("/v1/unload_lora_adapter", response_model=None)
     async def unload(body: UnloadBody) -> Any:
-        """Unload it everywhere; answers under way that use it finish first."""
+        """Unload it everywhere; stages under way that use it finish first."""
         if not admin.is_allowed:
             return _forbidden()
         await directory.unload(body.lora_name)

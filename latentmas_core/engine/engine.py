@@ -7,9 +7,9 @@ sequence; others post commands to its inbox and receive events.
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -41,6 +41,7 @@ from latentmas_core.latent.memory import Memory, MergeRule, check_same_model, me
 from latentmas_core.latent.segment import Segment, SegmentTensors
 from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.cached_adapter import AdapterSpec, AdapterState
+from latentmas_core.lora.holds import AdapterHolds
 
 T = TypeVar("T")
 
@@ -198,6 +199,23 @@ class Engine:
         """Forget a name; turns that have its adapter finish first. NotFoundError."""
         await self._inbox.call(lambda: self.stepper.adapters.unregister(name))
 
+    @asynccontextmanager
+    async def holding(self, digests: Collection[str]) -> AsyncIterator[None]:
+        """Adapters that are unloaded meanwhile can be used until it ends.
+
+        Does not wait for the step under way. One that is not there any more is not held: whoever
+        runs with it is told.
+        """
+        if not digests:
+            yield
+            return
+        hold = self._holds.prepare(digests)
+        self._inbox.post(hold.begin)
+        try:
+            yield
+        finally:
+            self._inbox.post(hold.end)
+
     def adapter(self, name: str) -> AdapterSpec:
         """A loaded adapter by its name. NotFoundError: never the base model in its place."""
         return self.stepper.adapters.find(name)
@@ -282,6 +300,7 @@ class Engine:
         self._beside = QuietThreads(1, name="beside")
         self.stepper = Stepper(self.config, loaded, post=self._inbox.post)
         self.limits = self.stepper.limits
+        self._holds = AdapterHolds(self.stepper.adapters)
 
     def _step_until_closed(self) -> None:
         can_step = False

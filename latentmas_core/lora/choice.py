@@ -7,8 +7,8 @@ from latentmas_core.agents.config import AgentConfig
 from latentmas_core.config import AdapterChoice
 from latentmas_core.errors import NotFoundError
 from latentmas_core.latent.segment import BASE_ADAPTER
-from latentmas_core.lora.cached_adapter import AdapterSpec
 from latentmas_core.lora.mix import NO_ADAPTERS, AdapterMix, AdapterUse
+from latentmas_core.pipelines.plan import Stage
 from latentmas_core.pipelines.spec import PipelineSpec
 from latentmas_core.request import ReasonRequest
 
@@ -36,26 +36,22 @@ def names_in(choice: AdapterChoice | None) -> tuple[str, ...]:
     return (choice,) if isinstance(choice, str) else tuple(choice)
 
 
-def resolve(choice: AdapterChoice | None, find: Callable[[str], AdapterSpec]) -> ChosenAdapters:
-    """Raises what ``find`` raises for a name that is not there; ConfigError for one used twice."""
+def resolve(choice: AdapterChoice | None, digest_of: Callable[[str], str]) -> ChosenAdapters:
+    """Raises what ``digest_of`` raises for a name that is not there; ConfigError for an adapter
+    that is used twice."""
     names = names_in(choice)
     if not names:
         return BASE
     weights = choice if isinstance(choice, Mapping) else {names[0]: 1.0}
-    uses = tuple(AdapterUse(find(name).digest, weights[name]) for name in names)
+    uses = tuple(AdapterUse(digest_of(name), weights[name]) for name in names)
     label = "+".join(
         name if weights[name] == 1.0 else f"{name}*{weights[name]:g}" for name in names
     )
     return ChosenAdapters(label, AdapterMix(uses))
 
 
-def adapters_of(
-    spec: PipelineSpec, agents: Mapping[str, AgentConfig], request: ReasonRequest
-) -> dict[str, tuple[str, ...]]:
-    """The names that each agent of a pipeline needs.
-
-    Raises NotFoundError if the request chooses for an agent that takes no part.
-    """
+def check_choices(spec: PipelineSpec, request: ReasonRequest) -> None:
+    """Raise NotFoundError if the request chooses for an agent that is not of the pipeline."""
     for agent in request.adapters:
         if agent not in spec.agents:
             raise NotFoundError(
@@ -63,4 +59,10 @@ def adapters_of(
                 f"its agents are {', '.join(spec.agents)}.",
                 param="adapters",
             )
-    return {name: names_in(choice_of(agents[name], request)) for name in spec.agents}
+
+
+def adapters_of(
+    stage: Stage, agents: Mapping[str, AgentConfig], request: ReasonRequest
+) -> dict[str, tuple[str, ...]]:
+    """The names that each agent of a stage uses."""
+    return {node.agent: names_in(choice_of(agents[node.agent], request)) for node in stage.nodes}

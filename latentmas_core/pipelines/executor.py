@@ -13,7 +13,7 @@ from latentmas_core.pipelines.plan import Plan
 from latentmas_core.pipelines.retries import RetryPolicy
 from latentmas_core.pipelines.runner import AgentRunner
 from latentmas_core.pipelines.walk import Walk
-from latentmas_core.request import Mode, ReasonRequest
+from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
 
 MemoryRef = TypeVar("MemoryRef")
@@ -40,8 +40,7 @@ class Executor(Generic[MemoryRef]):
         is raised as it was. DeadlineError after ``request.timeout_s``. Closing the iteration
         cancels all stages. Either way every memory is given back first.
         """
-        if request.mode is Mode.SINGLE:
-            plan = plan.speaker_only()
+        plan = plan.in_mode(request.mode)
         if self._retries.max_attempts > 1 and request.seed is None:
             # An answer that is begun again has to begin with the same words.
             request = request.model_copy(update={"seed": secrets.randbits(SEED_BITS)})

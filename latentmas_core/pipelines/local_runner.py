@@ -1,23 +1,29 @@
 """LocalAgentRunner: runs stages on an engine in this process; memories are its handles."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.plan import Stage
 from latentmas_core.pipelines.runner import StageInputs
-from latentmas_core.pipelines.stage_worker import StageItem, StageWorker
+from latentmas_core.pipelines.stage_worker import NO_DIGESTS, StageItem, StageWorker
 from latentmas_core.pipelines.turn_engine import TurnEngine
 from latentmas_core.request import ReasonRequest
 
 
 class LocalAgentRunner:
-    """An ``AgentRunner`` over ``ResidentMemory``. Nothing is copied and no byte crosses."""
+    """An ``AgentRunner`` over ``ResidentMemory``. Nothing is copied and no byte crosses.
 
-    def __init__(self, worker: StageWorker, engine: TurnEngine) -> None:
+    ``digests``: what names of adapters stand for, as ``StageWorker.run`` takes them.
+    """
+
+    def __init__(
+        self, worker: StageWorker, engine: TurnEngine, digests: Mapping[str, str] = NO_DIGESTS
+    ) -> None:
         self._worker = worker
         self._engine = engine
+        self._digests = digests
 
     def think(
         self, stage: Stage, inputs: StageInputs[ResidentMemory], request: ReasonRequest
@@ -37,7 +43,7 @@ class LocalAgentRunner:
     ) -> AsyncGenerator[StageItem, None]:
         async with OwnedMemories(self._engine.release) as owned:
             memory = await self._joined(stage, inputs, request, owned)
-            items = self._worker.run(stage, memory, inputs.transcript, request)
+            items = self._worker.run(stage, memory, inputs.transcript, request, self._digests)
             async with aclosing(items):
                 async for item in items:
                     yield item

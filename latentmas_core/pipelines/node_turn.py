@@ -10,7 +10,7 @@ from latentmas_core.agents.prompts import build_messages, encode_prompt
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone
 from latentmas_core.events import AgentFinished, AgentStarted, AgentThought, AnswerDelta, Event
-from latentmas_core.lora.choice import choice_of, resolve
+from latentmas_core.lora.choice import ChosenAdapters
 from latentmas_core.pipelines.assignment import Assignment
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.runner import Said
@@ -29,9 +29,11 @@ class Handover:
 
 @dataclass(frozen=True)
 class Seat:
-    """Whose turn it is, what is to be done until when, and how its events are labelled."""
+    """Whose turn it is, with which adapters, what is to be done until when, and how its events are
+    labelled."""
 
     agent: AgentConfig
+    adapters: ChosenAdapters
     assignment: Assignment
     node: str
     stage: str
@@ -59,7 +61,6 @@ class NodeTurn:
         self._found = found
         self._request = request
         self._owned = owned
-        self._adapters = resolve(choice_of(seat.agent, request), engine.adapter)
         self._done: TurnDone | None = None
         self._started_at = 0.0
         self.left = Handover()
@@ -111,7 +112,7 @@ class NodeTurn:
             num_latent_steps=assignment.num_latent_steps,
             sampling=assignment.sampling,
             keeps_memory=assignment.keeps_memory,
-            adapters=self._adapters.mix,
+            adapters=self._seat.adapters.mix,
             deadline=_moment_in(self._request.max_wait_s),
             ends_at=self._seat.ends_at,
         )
@@ -141,12 +142,12 @@ class NodeTurn:
         return (Said(self._seat.node, self._outcome.text),)
 
     def _trace(self, latency_s: float) -> AgentTrace:
-        outcome = self._outcome
+        outcome, mix = self._outcome, self._seat.adapters.mix
         return AgentTrace(
             name=self._seat.node,
             role=self._seat.agent.role,
-            adapter=self._adapters.label,
-            adapter_digest=None if self._adapters.mix.is_base else self._adapters.mix.key,
+            adapter=self._seat.adapters.label,
+            adapter_digest=None if mix.is_base else mix.key,
             mode=self._request.mode,
             latent_steps=outcome.num_latent_steps,
             prompt_tokens=outcome.num_prompt_tokens,

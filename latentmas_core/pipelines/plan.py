@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from latentmas_core.errors import NotFoundError
 from latentmas_core.latent.memory import MergeRule
 from latentmas_core.pipelines.spec import NodeSpec, PipelineSpec
-from latentmas_core.request import OnExpertFailure
+from latentmas_core.request import Mode, OnExpertFailure
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,11 @@ class Plan:
                 wanted.update(candidate.parents)
         return tuple(reversed(found))
 
-    def speaker_only(self) -> "Plan":
-        """The same pipeline with nobody but its speaker, who then reads nothing."""
+    def in_mode(self, mode: Mode) -> "Plan":
+        """What runs of it: in mode ``single`` nobody but the speaker, who then reads nothing."""
+        return self._speaker_only() if mode is Mode.SINGLE else self
+
+    def _speaker_only(self) -> "Plan":
         last = self.stages[-1]
         speaker = last.nodes[-1].model_copy(update={"after": ()})
         alone = replace(last, name=speaker.name, nodes=(speaker,), parents=())

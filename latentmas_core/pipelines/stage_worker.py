@@ -8,11 +8,13 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from latentmas_core.agents.config import AgentConfig
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.errors import ContextLengthError
 from latentmas_core.events import Event
+from latentmas_core.lora.choice import choice_of, resolve
 from latentmas_core.pipelines.assignment import assign_speaker, assign_thinker
 from latentmas_core.pipelines.node_turn import Handover, NodeTurn, Seat
 from latentmas_core.pipelines.ownership import OwnedMemories
@@ -22,6 +24,7 @@ from latentmas_core.pipelines.turn_engine import TurnEngine
 from latentmas_core.request import ReasonRequest
 
 MAX_TOKEN_BYTES = 128
+NO_DIGESTS: Mapping[str, str] = MappingProxyType({})
 
 StageItem = Event | StageDone[ResidentMemory]
 
@@ -50,13 +53,20 @@ class StageWorker:
         memory: ResidentMemory | None,
         transcript: Sequence[Said],
         request: ReasonRequest,
+        digests: Mapping[str, str] = NO_DIGESTS,
     ) -> AsyncGenerator[StageItem, None]:
-        """Events of the stage's agents, then one ``StageDone``. They end by ``timeout_s``."""
+        """Events of the stage's agents, then one ``StageDone``. They end by ``timeout_s``.
+
+        ``digests``: what names of adapters stood for when the run began; those that are not in it
+        stand for what the engine has now. What is unloaded meanwhile goes when the stage has ended.
+        """
         check_question(self._engine, request.question)
+        seats = self._seats(stage, request, digests)
         found = Handover(memory, tuple(transcript))
         finish_reason = "stop"
-        async with OwnedMemories(self._engine.release) as owned:
-            for seat in self._seats(stage, request):
+        used = {digest for seat in seats for digest in seat.adapters.mix.digests}
+        async with self._engine.holding(used), OwnedMemories(self._engine.release) as owned:
+            for seat in seats:
                 turn = NodeTurn(self._engine, seat, found, request, owned)
                 async with aclosing(turn.events()) as events:
                     async for event in events:
@@ -70,7 +80,12 @@ class StageWorker:
                 finish_reason=finish_reason,
             )
 
-    def _seats(self, stage: Stage, request: ReasonRequest) -> list[Seat]:
+    def _seats(
+        self, stage: Stage, request: ReasonRequest, digests: Mapping[str, str]
+    ) -> list[Seat]:
+        def digest_of(name: str) -> str:
+            return digests[name] if name in digests else self._engine.adapter(name).digest
+
         ends_at = None if request.timeout_s is None else time.monotonic() + request.timeout_s
         seats = []
         for node in stage.nodes:
@@ -86,7 +101,10 @@ class StageWorker:
                     default_latent_steps=self.roster.default_latent_steps,
                 )
             )
-            seats.append(Seat(agent, assignment, node.name, stage.name, is_speaker, ends_at))
+            adapters = resolve(choice_of(agent, request), digest_of)
+            seats.append(
+                Seat(agent, adapters, assignment, node.name, stage.name, is_speaker, ends_at)
+            )
         return seats
 
 

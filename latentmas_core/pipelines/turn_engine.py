@@ -1,6 +1,7 @@
 """What pipelines need of an engine, and nothing more."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -25,6 +26,10 @@ class TurnEngine(Protocol):
 
     def adapter(self, name: str) -> AdapterSpec:
         """A loaded adapter; NotFoundError if there is none of that name."""
+        ...
+
+    def holding(self, digests: Collection[str]) -> AbstractAsyncContextManager[None]:
+        """Adapters that are unloaded meanwhile can be used until it ends."""
         ...
 
     def run(self, turn: Turn) -> AsyncGenerator[TurnEvent, None]:

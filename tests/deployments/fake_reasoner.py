@@ -60,11 +60,14 @@ class FakeDirectory:
     def __init__(self):
         self.error = None
         self.sources = {}
+        self.operators = set()
 
-    async def load(self, source):
+    async def load(self, source, *, is_operators):
         if self.error is not None:
             raise self.error
         self.sources[source.name] = source
+        if is_operators:
+            self.operators.add(source.name)
         return INFO.model_copy(update={"name": source.name, "pinned": source.pinned})
 
     async def unload(self, name):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from deployments.adapters import AdapterDirectory, LoadedAdapter
+from deployments.adapters import AdapterDirectory
+from deployments.messages import AdapterListing, LoadedAdapter
 from latentmas_core.errors import EngineError, NotFoundError
 from latentmas_core.lora.cached_adapter import AdapterState
 from latentmas_core.lora.library import AdapterInfo, AdapterSource
@@ -16,22 +17,23 @@ class Groups:
     def __init__(self, monkeypatch, **replicas):
         self.replicas = replicas
         monkeypatch.setattr("deployments.adapters.ask_all_replicas", self.ask)
-        self.directory = AdapterDirectory({name: name for name in replicas}, {"rare", "rarer"})
+        self.directory = AdapterDirectory({name: name for name in replicas})
 
-    async def ask(self, group, method, *arguments, can_be_none):
-        if not self.replicas[group] and not can_be_none:
-            raise EngineError(f"group {group!r} is not available.")
+    async def ask(self, group, method, *arguments):
         return [getattr(self, method)(loaded, *arguments) for loaded in self.replicas[group]]
 
     def adapters(self, loaded):
-        return [self.loaded(source) for source in loaded.values()]
+        return AdapterListing(tuple(self.loaded(source) for source in loaded.values()))
 
-    def load_adapter(self, loaded, source):
-        loaded[source.name] = source
-        return self.loaded(source)
+    def load_adapter(self, loaded, order):
+        loaded[order.source.name] = order.source
+        return self.loaded(order.source)
 
     def unload_adapter(self, loaded, name):
-        return loaded.pop(name).name
+        del loaded[name]
+
+    def take_back_adapter(self, loaded, order):
+        raise AssertionError("nothing was loaded")
 
     def loaded(self, source):
         info = AdapterInfo(
@@ -52,18 +54,18 @@ async def test_adapter_is_loaded_and_found_where_replicas_are(monkeypatch):
     assert groups.replicas == {"busy": [{"law": LAW}] * 2, "rare": []}
     (entry,) = await groups.directory.listing()
     assert entry["states"] == {"busy": ["ready", "ready"]}
-    assert await groups.directory.require(["law"]) == (LAW,)
+    assert [one.source for one in await groups.directory.require(["law"])] == [LAW]
     await groups.directory.unload("law")
     assert groups.replicas == {"busy": [{}, {}], "rare": []}
 
 
 async def test_what_was_known_stays_known_while_nobody_can_be_asked(monkeypatch):
     groups = Groups(monkeypatch, rare=[{"law": LAW}], rarer=[])
-    assert await groups.directory.require(["law"]) == (LAW,)
+    assert [one.source for one in await groups.directory.require(["law"])] == [LAW]
     groups.replicas["rare"].clear()
     with pytest.raises(NotFoundError, match="'math'"):
         await groups.directory.require(["math"])
-    assert await groups.directory.require(["law"]) == (LAW,)
+    assert [one.source for one in await groups.directory.require(["law"])] == [LAW]
     assert await groups.directory.listing() == []
 
 
@@ -82,9 +84,3 @@ async def test_unknown_adapter_cannot_be_unloaded_from_no_replica(monkeypatch):
     await groups.directory.unload("law")
     with pytest.raises(NotFoundError, match="'law'"):
         await groups.directory.unload("law")
-
-
-async def test_group_that_should_have_a_replica_and_has_none_is_an_error(monkeypatch):
-    groups = Groups(monkeypatch, busy=[], rare=[{"law": LAW}])
-    with pytest.raises(EngineError, match="'busy'"):
-        await groups.directory.listing()

@@ -1,7 +1,11 @@
 """The calls that list, load and unload adapters, without Ray and without engines."""
 
+import httpx
 import pytest
 
+from deployments.api.adapters import AdapterAdmin
+from deployments.args import AdaptersConfig
+from deployments.ingress import build_http_app
 from latentmas_core.errors import AdapterError, HubError
 from tests.deployments.http_calls import assert_error
 
@@ -47,6 +51,61 @@ async def test_name_without_a_path_is_one_of_the_registry(client, reasoner):
     await client.post("/v1/load_lora_adapter", json={"lora_name": "medical_reasoner"})
     source = reasoner.adapters.sources["medical_reasoner"]
     assert source.path == "iimran/Qwen2.5-3B-R1-MedicalReasoner-lora-adapter"
+    await load(client)
+    assert reasoner.adapters.operators == {"medical_reasoner"}, "a client's path is guarded"
+
+
+@pytest.fixture
+def registry(tmp_path):
+    """A file of the operator's, as it was when the application started."""
+    return write_registry(tmp_path / "mine.yaml", "old")
+
+
+def write_registry(path, name):
+    path.write_text(
+        f"adapters:\n  - {{name: {name}, path: /adapters/x, base_model: Qwen2.5-3B-Instruct}}\n"
+    )
+    return path
+
+
+@pytest.fixture
+async def registered(reasoner, registry, request):
+    """A client of an application with that registry; the test's parameter is ``admin``."""
+    admin = AdapterAdmin(
+        AdaptersConfig(registries=[registry], admin=request.param), "Qwen2.5-3B-Instruct"
+    )
+    transport = httpx.ASGITransport(build_http_app(reasoner, admin))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def registered_names(client):
+    return {entry["name"] for entry in (await client.get("/v1/adapters")).json()["registry"]}
+
+
+@pytest.mark.parametrize("registered", [False, True], indirect=True)
+async def test_registry_that_changed_is_listed_as_it_is_now(registered, registry):
+    assert {"old", "medical_reasoner"} <= await registered_names(registered)
+    write_registry(registry, "new")
+    names = await registered_names(registered)
+    assert "new" in names
+    assert "old" not in names
+
+
+@pytest.mark.parametrize("registered", [True], indirect=True)
+async def test_broken_registry_is_for_the_operator_to_know(registered, reasoner, registry, caplog):
+    """Loading goes on, by path and by the names that were known; no path reaches a client."""
+    registry.write_text("adapters: [")
+    assert (await load(registered)).status_code == 200
+    assert caplog.messages == []
+    response = await registered.post("/v1/load_lora_adapter", json={"lora_name": "old"})
+    assert response.status_code == 200
+    assert reasoner.adapters.sources.keys() == {"mine", "old"}
+    response = await registered.post("/v1/load_lora_adapter", json={"lora_name": "nobody"})
+    assert str(registry) not in assert_error(response, 404, code="not_found", param="name")
+    assert "old" in await registered_names(registered)
+    assert all(str(registry) in message for message in caplog.messages)
+    assert len(caplog.messages) == 3
 
 
 @ADMIN

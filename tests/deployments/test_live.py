@@ -139,7 +139,7 @@ async def test_resident_adapters_of_a_group_are_pinned(engine_config, tiny_qwen2
     with Engine(engine_config) as engine:
         server = AgentGroupServer(engine, setup)
         await server.start()
-        (loaded,) = await server.adapters.loaded()
+        (loaded,) = (await server.adapters.listing()).loaded
         assert loaded.info.pinned
 
 

@@ -5,7 +5,14 @@ import pickle
 import pytest
 
 from cluster.routing import RoutingHint
-from deployments.messages import Parcel, RemoteMemory, StageCall, StageFailed, StageMade
+from deployments.messages import (
+    LoadedAdapter,
+    Parcel,
+    RemoteMemory,
+    StageCall,
+    StageFailed,
+    StageMade,
+)
 from latentmas_core import errors
 from latentmas_core.events import (
     AgentFinished,
@@ -22,6 +29,7 @@ from latentmas_core.pipelines.runner import Said
 from latentmas_core.pipelines.spec import PipelineSpec
 from latentmas_core.request import Handoff, Mode, ReasonRequest
 from latentmas_core.result import AgentTrace
+from tests.deployments.fake_reasoner import INFO
 from tests.deployments.wire import make_segment, send
 
 ERROR_TYPES = [
@@ -122,8 +130,9 @@ def test_call_tells_the_router_what_it_needs():
         RemoteMemory(Memory(), parcels),
         (),
         ReasonRequest(question="?"),
-        (AdapterSource(name="mine", path="/adapters/mine"),),
+        (LoadedAdapter(INFO, AdapterSource(name=INFO.name, path="/adapters/mine")),),
     )
-    assert call.routing_hint == RoutingHint(("mine",), ("node-1",))
+    assert call.routing_hint == RoutingHint((INFO.name,), ("node-1",))
+    assert call.digests == {INFO.name: INFO.digest}
     alone = StageCall(Stage("judger", "deciders", ()), None, (), ReasonRequest(question="?"))
     assert alone.routing_hint == RoutingHint()

@@ -83,7 +83,9 @@ async def replica_of(handle, source, *, max_tokens=1):
         ignore_eos=True,
         temperature=0,
     )
-    call = StageCall(stage, None, (), request, (source,))
+    (listing, *_) = await handle.broadcast("adapters").results_async()
+    adapters = tuple(one for one in listing.loaded if one.info.name == source.name)
+    call = StageCall(stage, None, (), request, adapters)
     async with aclosing(stream_stage(handle, call)) as messages:
         (made,) = [message async for message in messages if isinstance(message, StageMade)]
     return made.place.replica

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 import torch
 
@@ -48,6 +49,10 @@ class FakeEngine:
 
     def adapter(self, name: str) -> AdapterSpec:
         raise NotFoundError(f"adapter {name!r} is not loaded.", param="adapters")
+
+    @asynccontextmanager
+    async def holding(self, digests):
+        yield
 
     async def run(self, turn: Turn) -> AsyncGenerator[TurnEvent, None]:
         if self.is_closed:

@@ -7,6 +7,7 @@ from latentmas_core.latent.memory import MergeRule
 from latentmas_core.pipelines.builtin import builtin_pipelines
 from latentmas_core.pipelines.plan import plan
 from latentmas_core.pipelines.spec import PipelineSpec
+from latentmas_core.request import Mode
 from tests.pipelines.test_spec import make_spec
 
 HIERARCHICAL = builtin_pipelines()["hierarchical"]
@@ -78,7 +79,7 @@ def test_ancestors_are_all_that_lead_there_once_and_in_order():
 
 
 def test_speaker_alone_reads_nothing():
-    alone = plan_of(PARALLEL).speaker_only()
+    alone = plan_of(PARALLEL).in_mode(Mode.SINGLE)
     (stage,) = alone.stages
     assert (stage.name, stage.parents, stage.nodes[0].after) == ("judger", (), ())
     assert stage.speaker is stage.nodes[0]
