@@ -151,18 +151,16 @@ def as_engine_error(error: Exception, group: str) -> LatentMASError:
     return LostError(f"a replica of group {group!r} was lost. Send the request again.")
 
 
-async def ask_all_replicas(
-    handle: GroupHandle, method: str, *arguments: Any, can_be_none: bool = False
-) -> list[Any]:
-    """The answers of all replicas of a group; EngineError if one of them is gone.
+async def ask_all_replicas(handle: GroupHandle, method: str, *arguments: Any) -> list[Any]:
+    """The answers of all replicas that run now; EngineError if one of them is gone.
 
-    Starts no replica: where there may be none, and is none, there is no answer.
+    Starts none and waits for none: a group may be at zero, or about to take a new config.
     """
     try:
         answers: list[Any] = await handle.broadcast(method, *arguments).results_async()
+    except DeploymentUnavailableError:
+        return []
     except _FAILURES_OF_RAY as error:
-        if can_be_none and isinstance(error, DeploymentUnavailableError):
-            return []
         raise as_engine_error(error, handle.deployment_name) from error
     return answers
 

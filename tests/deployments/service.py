@@ -52,7 +52,9 @@ class Service:
         return [parse_event(block) for block in blocks]
 
     def stats(self) -> dict[str, Any]:
-        stats: dict[str, Any] = self.get("/v1/stats").raise_for_status().json()
+        response = self.get("/v1/stats")
+        assert response.status_code == 200, response.text
+        stats: dict[str, Any] = response.json()
         return stats
 
     def replicas(self) -> list[dict[str, Any]]:

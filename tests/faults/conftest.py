@@ -9,6 +9,7 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -16,10 +17,11 @@ from ray import serve
 
 from tests.deployments.dashboard_cluster import free_port
 from tests.deployments.service import Service
+from tests.factories import make_tiny_model
 from tests.faults.nodes import Nodes
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def nodes() -> Iterator[Nodes]:
     nodes = Nodes("a", "b", num_cpus=1)
     try:
@@ -31,7 +33,7 @@ def nodes() -> Iterator[Nodes]:
         nodes.shutdown()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def port(nodes: Nodes) -> int:
     port = free_port()
     serve.start(
@@ -41,7 +43,12 @@ def port(nodes: Nodes) -> int:
     return port
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"), "qwen2", max_position_embeddings=16384)
+
+
+@pytest.fixture(scope="package")
 def service(port: int) -> Iterator[Service]:
     with Service(port) as service:
         yield service

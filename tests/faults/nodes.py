@@ -2,20 +2,24 @@
 
 import os
 import signal
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import ray
+from ray import serve
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
 from tests.deployments.service import Service
 
 STORE_BYTES = 2**27
 HEAD = "head"
 ANSWER_S = 10.0
+START_S = 180.0
 
 
 class Nodes:
@@ -81,23 +85,55 @@ class Nodes:
         ]
 
 
-def deploy(args: dict[str, Any], port: int) -> None:
-    """As ``serve deploy`` does it; the ingress stays on the head."""
+def make_args(model: Path, groups: list[dict[str, Any]], **args: Any) -> dict[str, Any]:
+    """Arguments of an application on a tiny model."""
+    engine = {
+        "model_name": str(model),
+        "device": "cpu",
+        "dtype": "float32",
+        "kv_cache_bytes": 2**25,
+        "has_prefix_cache": False,  # so that all blocks are free when nobody asks
+    }
+    return {"engine": engine, "latent_steps": 3, "groups": groups} | args
+
+
+def deploy(
+    args: dict[str, Any], port: int, user_configs: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """As ``serve deploy`` does it; the ingress stays on the head. ``user_configs`` by group."""
     on_head = {"num_cpus": 0, "resources": {HEAD: 0.01}}
+    overrides = [{"name": "Ingress", "ray_actor_options": on_head}]
+    overrides += [
+        {"name": group, "user_config": config} for group, config in (user_configs or {}).items()
+    ]
+    application = {
+        "name": Service.NAME,
+        "route_prefix": "/",
+        "import_path": "deployments.app:build_app",
+        "args": args,
+        "deployments": overrides,
+    }
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [
-            {
-                "name": Service.NAME,
-                "route_prefix": "/",
-                "import_path": "deployments.app:build_app",
-                "args": args,
-                "deployments": [{"name": "Ingress", "ray_actor_options": on_head}],
-            }
-        ],
+        "applications": [application],
     }
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config))
+
+
+def wait_until_ready(service: Service) -> None:
+    """Until the last deployed config is applied and every group answers."""
+
+    def is_ready() -> bool:
+        application = serve.status().applications[Service.NAME]
+        if application.status is not ApplicationStatus.RUNNING:
+            return False
+        try:
+            return service.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    service.wait_until(is_ready, timeout_s=START_S, says=serve.status)
 
 
 def _loopback_address(number: int) -> str:
