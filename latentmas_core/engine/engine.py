@@ -319,7 +319,7 @@ class Engine:
         shape = self.shape
         return pack(
             segments,
-            self.stepper.memories.export(memory, segments, has_kv=has_kv),
+            lambda segment, content: self.stepper.memories.copy_out(memory, segment, content),
             KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.hidden_size),
             dtype=self.dtype,
             has_kv=has_kv,

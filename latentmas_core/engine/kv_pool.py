@@ -58,6 +58,7 @@ class Pool(Protocol):
     def parts(self) -> "Sequence[KVPool]": ...
     def slots(self, block_table: Sequence[int], start: int, end: int) -> torch.Tensor: ...
     def read(self, slots: torch.Tensor) -> KVRows: ...
+    def read_into(self, slots: torch.Tensor, target: KVRows) -> None: ...
     def write(self, slots: torch.Tensor, rows: KVRows) -> None: ...
     def copy_block(self, source: int, target: int) -> None: ...
 
@@ -111,6 +112,14 @@ class KVPool:
         return KVRows(
             self._key_slots.index_select(1, slots), self._value_slots.index_select(1, slots)
         )
+
+    def read_into(self, slots: torch.Tensor, target: KVRows) -> None:
+        """Copy the given slots to rows of the same number, on this device or another."""
+        for states, rows in ((self._key_slots, target.keys), (self._value_slots, target.values)):
+            if rows.device == states.device:
+                torch.index_select(states, 1, slots, out=rows)
+            else:
+                rows.copy_(states.index_select(1, slots))
 
     def write(self, slots: torch.Tensor, rows: KVRows) -> None:
         self._key_slots.index_copy_(1, slots, rows.keys.to(self.keys))

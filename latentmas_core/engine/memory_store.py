@@ -126,31 +126,49 @@ class MemoryStore:
         }
         return self._place(ResidentMemory(target, latents, staged=rows))
 
-    def export(
-        self, memory: ResidentMemory, segments: Iterable[Segment], *, has_kv: bool = True
-    ) -> list[SegmentTensors]:
+    def export(self, memory: ResidentMemory, segments: Iterable[Segment]) -> list[SegmentTensors]:
         """Copies of the rows of some segments, keys at the positions they were computed at."""
         return [
-            SegmentTensors(
-                memory.latents_of(segment),
-                self._read(Placement(segment), [memory]) if has_kv else None,
-            )
+            SegmentTensors(memory.latents_of(segment), self._read(Placement(segment), [memory]))
             for segment in segments
         ]
 
-    def load(self, memory: Memory, tensors: Mapping[str, SegmentTensors]) -> ResidentMemory:
-        """A memory from the content of its segments, by segment id; it takes blocks when read.
+    def copy_out(self, memory: ResidentMemory, segment: Segment, target: SegmentTensors) -> None:
+        """The same into tensors that are there already; ``target`` may be without keys and values.
 
-        Where a segment came without keys and values, the memory can only be prefilled again.
+        What lies in blocks on the target's device is copied once, from where it is.
+        """
+        target.latents.copy_(memory.latents_of(segment))
+        if target.kv is None:
+            return
+        start, placed = memory.locate(segment)
+        if memory.block_table is not None and placed.shift == 0:
+            slots = self._slots(memory, start, start + segment.num_rows)
+            self.pool.read_into(slots, target.kv)
+            return
+        rows = self._read(Placement(segment), [memory])
+        target.kv.keys.copy_(rows.keys)
+        target.kv.values.copy_(rows.values)
+
+    def load(self, memory: Memory, tensors: Mapping[str, SegmentTensors]) -> ResidentMemory:
+        """A memory from the content of its segments, by segment id.
+
+        It goes to blocks that are free, in one copy; without them it waits until it is read. The
+        content stays the caller's, who may give it up at once if there were. Where a segment came
+        without keys and values, the memory can only be prefilled again.
         """
         contents = {segment_id: tensors[segment_id] for segment_id in memory.segment_ids}
-        # Sequences that recall them share steps with others that think: all on one device.
-        latents = {key: content.latents.to(self.pool.device) for key, content in contents.items()}
-        staged = None
+        # Sequences that recall them share steps with others that think: all on one device. Copies,
+        # since a view would keep the whole buffer that came over the wire.
+        latents = {
+            key: content.latents.to(self.pool.device, copy=True)
+            for key, content in contents.items()
+        }
+        loaded = ResidentMemory(memory, latents)
         if all(content.kv is not None for content in contents.values()):
             placed = [(contents[p.segment.segment_id].kv, p.shift) for p in memory.placements]
-            staged = KVRows.concatenate([self._moved(kv, shift) for kv, shift in placed])
-        return self._hold(ResidentMemory(memory, latents, staged=staged))
+            self._fill(loaded, [self._moved(kv, shift) for kv, shift in placed])
+        return self._hold(loaded)
 
     def release(self, memory: ResidentMemory) -> None:
         """Give a memory up; it is freed at once, or when the last turn that pins it has ended."""
@@ -183,6 +201,17 @@ class MemoryStore:
         """Blocks that nobody but these memories refers to."""
         num_refs = Counter(block for memory in memories for block in memory.block_table or ())
         return sum(self.blocks.num_refs(block) == count for block, count in num_refs.items())
+
+    def _fill(self, memory: ResidentMemory, runs: Sequence[KVRows]) -> None:
+        num_blocks = self.blocks.num_blocks_for(memory.num_rows)
+        if not self.blocks.can_allocate(num_blocks):
+            memory.staged = KVRows.concatenate(runs)
+            return
+        memory.block_table = self.blocks.allocate(num_blocks)
+        start = 0
+        for rows in runs:
+            self.pool.write(self._slots(memory, start, start + rows.num_rows), rows)
+            start += rows.num_rows
 
     def _place(self, memory: ResidentMemory) -> ResidentMemory:
         if self.make_room(self.blocks.num_blocks_for(memory.num_rows)):

@@ -3,7 +3,7 @@
 A block has one number on all devices; each holds the keys and values of its own layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -39,16 +39,24 @@ class SplitPool:
             torch.cat([run.keys for run in runs]), torch.cat([run.values for run in runs])
         )
 
+    def read_into(self, slots: torch.Tensor, target: KVRows) -> None:
+        for part, rows in self._by_part(target):
+            part.read_into(slots.to(part.device), rows)
+
     def write(self, slots: torch.Tensor, rows: KVRows) -> None:
-        start = 0
-        for part in self.parts:
-            end = start + part.num_layers
-            part.write(slots.to(part.device), KVRows(rows.keys[start:end], rows.values[start:end]))
-            start = end
+        for part, of_part in self._by_part(rows):
+            part.write(slots.to(part.device), of_part)
 
     def copy_block(self, source: int, target: int) -> None:
         for part in self.parts:
             part.copy_block(source, target)
+
+    def _by_part(self, rows: KVRows) -> Iterator[tuple[KVPool, KVRows]]:
+        start = 0
+        for part in self.parts:
+            end = start + part.num_layers
+            yield part, KVRows(rows.keys[start:end], rows.values[start:end])
+            start = end
 
 
 def make_pool(

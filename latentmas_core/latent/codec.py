@@ -5,7 +5,7 @@ again), latents, each contiguous in the model's dtype. The views that come out s
 which other readers may share too: never write to them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,23 +42,25 @@ class PackedSegments:
         return self.buffer.numel() * self.buffer.dtype.itemsize
 
 
+# Writes what a segment holds into tensors of the right shapes, so that it is copied only once.
+Fill = Callable[[Segment, SegmentTensors], None]
+
+
 def pack(
     segments: Sequence[Segment],
-    tensors: Sequence[SegmentTensors],
+    fill: Fill,
     layout: KVLayout,
     *,
     dtype: torch.dtype,
     has_kv: bool = True,
 ) -> PackedSegments:
-    """One copy into a new buffer. With ``has_kv=False`` tokens and latents alone travel."""
+    """A new buffer, filled segment by segment. With ``has_kv=False`` it has no keys and values."""
     num_elements = sum(layout.num_elements(segment, has_kv=has_kv) for segment in segments)
     buffer = torch.empty(num_elements, dtype=dtype)
-    start = 0
-    for part in (part for content in tensors for part in _parts(content, has_kv)):
-        buffer[start : start + part.numel()].view(part.shape).copy_(part)
-        start += part.numel()
-    assert start == num_elements, f"packed {start} of {num_elements} elements"
-    return PackedSegments(tuple(segments), layout, has_kv, buffer)
+    packed = PackedSegments(tuple(segments), layout, has_kv, buffer)
+    for segment, content in zip(segments, unpack(packed).values(), strict=True):
+        fill(segment, content)
+    return packed
 
 
 def unpack(packed: PackedSegments) -> dict[str, SegmentTensors]:
@@ -78,14 +80,6 @@ def unpack(packed: PackedSegments) -> dict[str, SegmentTensors]:
         contents[segment.segment_id] = _content(rest[:size], segment, layout, packed.has_kv)
         rest = rest[size:]
     return contents
-
-
-def _parts(content: SegmentTensors, has_kv: bool) -> Iterator[torch.Tensor]:
-    if has_kv:
-        assert content.kv is not None, "packing keys and values that were not exported"
-        yield content.kv.keys
-        yield content.kv.values
-    yield content.latents
 
 
 def _content(

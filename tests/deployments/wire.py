@@ -7,6 +7,7 @@ import torch
 
 from latentmas_core.latent.codec import KVLayout, PackedSegments, pack
 from latentmas_core.latent.segment import KVRows, Segment, SegmentTensors
+from tests.latent.factories import filling
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ def make_packed(
     *segments: Segment, dtype: torch.dtype = torch.float32, has_kv: bool = True
 ) -> PackedSegments:
     tensors = [make_tensors(segment, dtype, seed=i) for i, segment in enumerate(segments)]
-    return pack(segments, tensors, LAYOUT, dtype=dtype, has_kv=has_kv)
+    return pack(segments, filling(segments, tensors), LAYOUT, dtype=dtype, has_kv=has_kv)
 
 
 def send(message: T) -> T:

@@ -67,6 +67,7 @@ def test_assembling_in_a_full_pool_stages_the_rows() -> None:
     room = create_room(num_blocks=4)
     experts = create_experts(room)
     expected = [content_of(room, expert) for expert in experts]
+    assert room.store.make_room(2, spared=experts[0])
     reader = start(room, experts[0], num_tokens=9)
     merged = room.store.assemble(merge([expert.memory for expert in experts]), experts)
     assert merged.block_table is None

@@ -26,12 +26,26 @@ from tests.latent.factories import create_segment
 # --- reading --------------------------------------------------------------------------------------
 
 
-def test_loaded_memory_takes_blocks_only_when_it_is_read() -> None:
+def test_loaded_memory_goes_to_blocks_that_are_free() -> None:
     room = create_room()
     memory = load_rows(room, 10)
-    assert room.blocks.num_used == 0
+    assert room.blocks.num_used == 3
+    assert room.store.num_blocks_to_attach(memory) == 0
+    expected = content_of(room, memory)
+    reader = start(room, memory)
+    assert_same(read_rows(room, reader.block_table, 0, 10), expected)
+    assert_adds_up(room, reader)
+
+
+def test_loaded_memory_moves_nobody_out_and_waits_until_it_is_read() -> None:
+    room = create_room(num_blocks=4)
+    idle = load_rows(room, 7)
+    memory = load_rows(room, 10)
+    assert idle.block_table is not None
+    assert memory.block_table is None
     assert room.store.num_blocks_to_attach(memory) == 3
     expected = content_of(room, memory)
+    assert room.store.make_room(4)
     reader = start(room, memory)
     assert_same(read_rows(room, reader.block_table, 0, 10), expected)
     assert_adds_up(room, reader)

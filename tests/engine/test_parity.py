@@ -14,14 +14,13 @@ import pytest
 
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
-from latentmas_core.latent.codec import KVLayout, PackedSegments, pack, unpack
+from latentmas_core.latent.codec import PackedSegments, unpack
 from tests.engine.engines import BLOCK_SIZE, OpenEngine
 from tests.engine.oracle import (
     Agent,
     Chain,
     Oracle,
     Run,
-    export_all,
     release_all,
     run_chain,
     run_chains,
@@ -220,14 +219,7 @@ async def assert_all_equal(
 
 
 async def pack_memory(engine: Engine, memory: ResidentMemory, *, has_kv: bool) -> PackedSegments:
-    shape = engine.shape
-    return pack(
-        memory.memory.segments,
-        await export_all(engine, memory),
-        KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.hidden_size),
-        dtype=engine.stepper.pool.keys.dtype,
-        has_kv=has_kv,
-    )
+    return await engine.pack(memory, memory.memory.segments, has_kv=has_kv)
 
 
 def num_slots_of(chain: Chain, oracle: Oracle) -> int:

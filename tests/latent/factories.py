@@ -1,10 +1,11 @@
 """Segments and their content, small and made from a seed."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from latentmas_core.latent.codec import KVLayout
+from latentmas_core.latent.codec import Fill, KVLayout
 from latentmas_core.latent.segment import KVRows, Segment, SegmentTensors
 
 LAYOUT = KVLayout(num_layers=3, num_kv_heads=2, head_dim=8, hidden_size=12)
@@ -21,6 +22,21 @@ def create_segment(
 ) -> Segment:
     token_ids = tuple(range(10, 10 + num_tokens))
     return Segment(agent, fingerprint, first_position, token_ids, num_latents, **fields)
+
+
+def filling(segments: Iterable[Segment], contents: Iterable[SegmentTensors]) -> Fill:
+    """Copies each segment's content to where it is to go."""
+    content_of = dict(zip([s.segment_id for s in segments], contents, strict=True))
+
+    def fill(segment: Segment, target: SegmentTensors) -> None:
+        content = content_of[segment.segment_id]
+        target.latents.copy_(content.latents)
+        if target.kv is not None:
+            assert content.kv is not None
+            target.kv.keys.copy_(content.kv.keys)
+            target.kv.values.copy_(content.kv.values)
+
+    return fill
 
 
 def create_tensors(
