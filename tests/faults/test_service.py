@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from itertools import pairwise
 
 import httpx
 import numpy as np
@@ -18,20 +19,23 @@ pytestmark = [pytest.mark.serve, pytest.mark.slow]
 RECOVERY_S = 120.0
 NUM_STREAMS = 1000
 NUM_CLIENTS = 10
-MAX_GROWTH_BYTES = 40 * 2**20
+NUM_BATCHES = 5
+# 40 kB a stream; the smallest thing that one could leave behind, a memory, has three times that.
+MAX_GROWTH_BYTES = 8 * 2**20
 GROUPS = [
     {"name": "thinkers", "agents": ["planner", "critic"], "num_cpus": 0.5},
     {"name": "deciders", "agents": ["refiner", "judger"], "num_cpus": 0.5},
 ]
 BODY = {"question": "What is 17 times 3?", "temperature": 0, "max_tokens": 8}
-ENDLESS = BODY | {"max_tokens": 12_000, "ignore_eos": True}
+ENDLESS = BODY | {"max_tokens": 8_000, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
 def deployed(service, port, model):
     args = make_args(model, GROUPS)
-    # oneDNN keeps a kernel for each number of rows that it has seen: let these be few.
-    args["engine"] |= {"max_num_batched_tokens": 32, "max_num_seqs": 16}
+    # oneDNN keeps a kernel for each number of rows that it has seen, and a pool takes memory when
+    # it is first written to: let these be few, and that be small.
+    args["engine"] |= {"max_num_batched_tokens": 32, "max_num_seqs": 16, "kv_cache_bytes": 2**23}
     deploy(args, port)
     wait_until_ready(service)
     return service
@@ -70,13 +74,14 @@ def resident_bytes(processes):
 
 async def test_a_thousand_cancelled_streams_leave_memory_and_blocks_as_they_were(deployed):
     processes = [p for group in ("thinkers", "deciders", "Ingress") for p in replicas_of(group)]
-    await leave_many(deployed, NUM_STREAMS // 10)  # first, whatever is made once and stays
-    deployed.wait_until_idle()
-    before = resident_bytes(processes)
-    await leave_many(deployed, NUM_STREAMS)
-    deployed.wait_until_idle()
-    grown = resident_bytes(processes) - before
-    assert grown < MAX_GROWTH_BYTES, f"{grown / 2**20:.0f} MiB more"
+    sizes = []
+    for _ in range(NUM_BATCHES):
+        await leave_many(deployed, NUM_STREAMS // NUM_BATCHES)
+        deployed.wait_until_idle()
+        sizes.append(resident_bytes(processes))
+    # Caches and pools fill up for a while; what leaks grows with every batch.
+    growth = [after - before for before, after in pairwise(sizes)]
+    assert min(growth) < MAX_GROWTH_BYTES, f"{[round(n / 2**20) for n in growth]} MiB more"
     # A replica whose check_health fails is replaced by another process.
     now = [p for group in ("thinkers", "deciders", "Ingress") for p in replicas_of(group)]
     assert now == processes
