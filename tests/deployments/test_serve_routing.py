@@ -72,40 +72,46 @@ def residents(handle, adapter):
     }
 
 
-async def replica_of(handle, source, *, max_tokens=1):
+async def loaded_adapter(handle, name):
+    """As the replicas tell of it."""
+    (listing, *_) = await handle.broadcast("adapters").results_async()
+    (adapter,) = (one for one in listing.loaded if one.info.name == name)
+    return adapter
+
+
+async def replica_of(handle, adapter, *, max_tokens=1):
     """Run the judger with an adapter; where it ran."""
     (stage,) = plan(ALONE, {"judger": GROUP}).stages
     request = ReasonRequest(
         question="What is 17 times 3?",
         pipeline=ALONE.name,
-        adapters={"judger": source.name},
+        adapters={"judger": adapter.info.name},
         max_tokens=max_tokens,
         ignore_eos=True,
         temperature=0,
     )
-    (listing, *_) = await handle.broadcast("adapters").results_async()
-    adapters = tuple(one for one in listing.loaded if one.info.name == source.name)
-    call = StageCall(stage, None, (), request, adapters)
+    call = StageCall(stage, None, (), request, (adapter,))
     async with aclosing(stream_stage(handle, call)) as messages:
         (made,) = [message async for message in messages if isinstance(message, StageMade)]
     return made.place.replica
 
 
-async def first_replica_of(service, handle, source):
+async def first_replica_of(service, handle, adapter):
     """Use an adapter for the first time; returns when the router knows where."""
-    assert residents(handle, source.name) == set()
-    replica = await replica_of(handle, source)
+    name = adapter.info.name
+    assert residents(handle, name) == set()
+    replica = await replica_of(handle, adapter)
     await asyncio.to_thread(
         service.wait_until,
-        lambda: residents(handle, source.name) == {replica},
+        lambda: residents(handle, name) == {replica},
         timeout_s=STATS_S,
-        says=lambda: residents(handle, source.name),
+        says=lambda: residents(handle, name),
     )
     return replica
 
 
-async def test_calls_follow_their_adapter(service, handle, sources):
-    law = sources[1]["law"]
+async def test_calls_follow_their_adapter(service, handle):
+    law = await loaded_adapter(handle, "law")
     replica = await first_replica_of(service, handle, law)
     places = [await replica_of(handle, law) for _ in range(10)]
     assert places == [replica] * 10
@@ -113,10 +119,8 @@ async def test_calls_follow_their_adapter(service, handle, sources):
     assert sorted(loaded) == [0, 1]
 
 
-async def test_calls_go_elsewhere_when_the_replica_with_their_adapter_is_busy(
-    service, handle, sources
-):
-    math = sources[1]["math"]
+async def test_calls_go_elsewhere_when_the_replica_with_their_adapter_is_busy(service, handle):
+    math = await loaded_adapter(handle, "math")
     replica = await first_replica_of(service, handle, math)
     calls = [replica_of(handle, math, max_tokens=400) for _ in range(2 * MAX_NUM_SEQS)]
     places = await asyncio.gather(*calls)
