@@ -1,5 +1,6 @@
 """Turns that have to end by a time, and an engine that is stuck."""
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -38,7 +39,7 @@ async def test_turn_that_runs_is_ended_at_its_time_and_no_other(
     overdue = engine.run(create_turn(max_tokens=ENDLESS, ends_at=ends_at))
     assert isinstance(await anext(overdue), TextDelta)
     with paused(engine):
-        time.sleep(max(0.0, ends_at - time.monotonic()))
+        await asyncio.sleep(max(0.0, ends_at - time.monotonic()))
     with pytest.raises(DeadlineError):
         async for _ in overdue:
             pass
