@@ -16,6 +16,7 @@ from ray import serve
 from cluster.autoscaling import KV_CAPACITY_TOKENS, KV_TOKENS, NUM_WAITING
 from cluster.routing import ADAPTERS, FREE_BLOCKS
 from deployments.adapter_host import AdapterHost
+from deployments.callers import CallerWatch
 from deployments.group_setup import GroupSetup
 from deployments.live import read_live_config
 from deployments.messages import (
@@ -31,7 +32,7 @@ from deployments.messages import (
     StageMade,
     StageMessage,
 )
-from deployments.transport import WireSegments, fetch, this_place, to_wire
+from deployments.transport import WireSegments, fetch, is_alive, this_place, to_wire
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.errors import LatentMASError
@@ -184,6 +185,7 @@ class AgentGroup:
     async def __init__(self, setup: GroupSetup) -> None:  # type: ignore[misc]  # Serve awaits it
         engine = await asyncio.to_thread(Engine, setup.engine)
         self._server = AgentGroupServer(engine, setup, this_place())
+        self._callers = CallerWatch(is_alive)
         self._has_started = False
 
     async def reconfigure(self, user_config: Mapping[str, Any] | None) -> None:
@@ -198,7 +200,10 @@ class AgentGroup:
         self._has_started = True
 
     async def run_stage(self, call: StageCall) -> AsyncGenerator[StageMessage | WireSegments, None]:
-        async with aclosing(self._server.run_stage(call)) as messages:
+        async with (
+            self._callers.watched(call.caller),
+            aclosing(self._server.run_stage(call)) as messages,
+        ):
             async for message in messages:
                 yield message
 

@@ -87,7 +87,8 @@ class StageCall:
     """One stage to be run by a group: what it reads is fetched by the replica itself.
 
     ``adapters``: those that the stage needs, as they were when the request began. A replica that
-    lacks one loads it; one that has another of its name refuses the call.
+    lacks one loads it; one that has another of its name refuses the call. ``caller``: whose death
+    ends the stage, where it has one.
     """
 
     stage: Stage
@@ -95,6 +96,7 @@ class StageCall:
     transcript: tuple[Said, ...]
     request: ReasonRequest
     adapters: tuple[LoadedAdapter, ...] = ()
+    caller: str | None = None
 
     @property
     def digests(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import warnings
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from ray.exceptions import (
     RayTaskError,
     TaskCancelledError,
 )
+from ray.serve._private.constants import SERVE_NAMESPACE
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
@@ -101,7 +102,7 @@ async def stream_stage(
     Closing the iteration cancels the stage.
     """
     streaming = handle.options(stream=True, _by_reference=True)
-    response = streaming.run_stage.remote(call)
+    response = streaming.run_stage.remote(replace(call, caller=_this_actor()))
     assert isinstance(response, DeploymentResponseGenerator), "stream=True gives a generator"
     is_done = False
     try:
@@ -171,6 +172,21 @@ def this_place() -> Place:
         replica=serve.get_replica_context().replica_id.unique_id,
         node_id=ray.get_runtime_context().get_node_id(),
     )
+
+
+def _this_actor() -> str:
+    """The name by which other processes know this replica."""
+    name: str = serve.get_replica_context().replica_id.to_full_id_str()
+    return name
+
+
+def is_alive(actor: str) -> bool:
+    """Whether a replica of that name lives. Blocks for a moment."""
+    try:
+        ray.get_actor(actor, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
 
 
 def object_store_bytes() -> int:

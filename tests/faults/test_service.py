@@ -20,8 +20,8 @@ RECOVERY_S = 120.0
 NUM_STREAMS = 1000
 NUM_CLIENTS = 10
 NUM_BATCHES = 5
-# 40 kB a stream; the smallest thing that one could leave behind, a memory, has three times that.
-MAX_GROWTH_BYTES = 8 * 2**20
+# 80 kB a stream: less than the memory that one could leave behind.
+MAX_GROWTH_BYTES = 16 * 2**20
 GROUPS = [
     {"name": "thinkers", "agents": ["planner", "critic"], "num_cpus": 0.5},
     {"name": "deciders", "agents": ["refiner", "judger"], "num_cpus": 0.5},
@@ -119,6 +119,7 @@ async def test_reader_that_is_slow_holds_nothing_up(deployed):
 
 
 async def test_ingress_that_dies_takes_its_requests_along_and_nothing_else(deployed):
+    before = deployed.total("num_tokens_total")
     async with deployed.client() as client:
         asking = asyncio.create_task(client.post("/v1/reason", json=ENDLESS))
         await asyncio.to_thread(
@@ -131,5 +132,7 @@ async def test_ingress_that_dies_takes_its_requests_along_and_nothing_else(deplo
         with suppress(httpx.TransportError):  # cut off: as good as an error
             assert (await asking).status_code >= 500
     wait_until_ready(deployed)
+    # Long before it would have been done.
     deployed.wait_until_idle(timeout_s=RECOVERY_S)
+    assert deployed.total("num_tokens_total") - before < ENDLESS["max_tokens"] / 2
     assert deployed.ask(**BODY).status_code == 200
