@@ -103,10 +103,7 @@ class Reasoner:
     async def stats(self) -> dict[str, list[dict[str, Any]]]:
         """What each replica of each group holds and has done."""
         answers = await asyncio.gather(
-            *(
-                ask_all_replicas(handle, "stats", can_be_none=group in self._scale_to_zero)
-                for group, handle in self._handles.items()
-            )
+            *(ask_all_replicas(handle, "stats") for handle in self._handles.values())
         )
         return dict(zip(self._handles, answers, strict=True))
 
