@@ -138,7 +138,9 @@ async def test_adapters_of_all_ranks_and_the_base_share_every_step(
     assert answers == [expected[chosen] for chosen in names]
 
 
-@pytest.mark.parametrize("pattern", ["identical", "distinct", "uniform", "skewed", "base only"])
+@pytest.mark.parametrize(
+    "pattern", ["identical", "distinct", "uniform", "zipf", "skewed", "base only"]
+)
 async def test_patterns_of_batches(
     open_engine: OpenEngine, tiny_llama: Path, llama_adapters: dict[int, Path], pattern: str
 ) -> None:
@@ -150,6 +152,7 @@ async def test_patterns_of_batches(
         "identical": ["8"] * 9,
         "distinct": [str(rank) for rank in RANKS],
         "uniform": [str(rank) for rank in RANKS] * 2,
+        "zipf": [str(rank) for n, rank in enumerate(RANKS, start=1) for _ in range(6 // n)],
         "skewed": ["8"] * 6 + ["1", "64", "base"],
         "base only": ["base"] * 4,
     }[pattern]
@@ -195,17 +198,19 @@ async def test_base_rows_are_untouched_in_every_position_with_all_places_full(
     assert distances.min(dim=0).values.max() <= ATOL
 
 
+@pytest.mark.parametrize("rank", RANKS)
 async def test_bfloat16_stays_within_its_own_rounding(
     open_engine: OpenEngine,
     tiny_llama: Path,
     llama_adapters: dict[int, Path],
     logits: list[torch.Tensor],
+    rank: int,
 ) -> None:
     engine = open_engine(tiny_llama, dtype="bfloat16")
-    await engine.load_adapter("one", llama_adapters[16])
+    await engine.load_adapter("one", llama_adapters[rank])
     output_ids = await speak(engine, "one")
-    exact = logits_of(lone_peft(tiny_llama, llama_adapters[16]), PROMPT, output_ids)
-    peft = lone_peft(tiny_llama, llama_adapters[16]).to(torch.bfloat16)
+    exact = logits_of(lone_peft(tiny_llama, llama_adapters[rank]), PROMPT, output_ids)
+    peft = lone_peft(tiny_llama, llama_adapters[rank]).to(torch.bfloat16)
     rounding = (logits_of(peft, PROMPT, output_ids).float() - exact).abs().max()
     assert (torch.stack(logits).float() - exact).abs().max() < 2 * rounding
 

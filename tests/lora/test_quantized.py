@@ -20,6 +20,7 @@ from latentmas_core.engine.quiet import quiet_transformers
 from tests.engine.engines import OpenEngine
 from tests.engine.turns import create_turn
 from tests.lora.adapters import make_adapter, mix_of
+from tests.lora.conftest import RANKS as ALL_RANKS
 from tests.lora.test_engine_parity import logits_of
 
 KINDS = ("4bit", "8bit")
@@ -164,6 +165,36 @@ def assert_adapters_matter(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_adapters_of_all_ranks_share_steps_on_a_quantised_base(
+    open_engine: OpenEngine,
+    tiny_qwen2: Path,
+    tmp_path: Path,
+    rows_by_seed: dict[int, list[torch.Tensor]],
+    kind: str,
+) -> None:
+    adapters = make_adapters(tiny_qwen2, tmp_path, ALL_RANKS)
+    engine = open_engine(tiny_qwen2, quantization=kind)
+    for name, folder in adapters.items():
+        await engine.load_adapter(name, folder)
+    asked = [(name, PROMPTS[0]) for name in (*adapters, None)]
+    answers = await Speaker(engine, rows_by_seed).answer_all(asked)
+    assert len({answer.output_ids for answer in answers}) > len(answers) / 2
+    peft = peft_on_quantised(tiny_qwen2, kind, adapters)
+    for (name, _), answer in zip(asked, answers, strict=True):
+        assert_close(answer.logits, logits_of_peft(peft, name, answer), atol=1e-4, rtol=0, msg=name)
+
+
+def make_adapters(model: Path, folder: Path, ranks: Sequence[int]) -> dict[str, Path]:
+    """One per rank, by its name, all about equally strong."""
+    return {
+        str(rank): make_adapter(
+            folder / str(rank), model, rank=rank, seed=rank, std=0.12 * rank**-0.5
+        )
+        for rank in ranks
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_base_rows_are_untouched_beside_adapters_and_those_beside_each_other(
     open_engine: OpenEngine,
     tiny_qwen2: Path,
@@ -172,12 +203,7 @@ async def test_base_rows_are_untouched_beside_adapters_and_those_beside_each_oth
     kind: str,
 ) -> None:
     """In every position, in float32: what is left is the order of sums, about 1e-5."""
-    adapters = {
-        str(rank): make_adapter(
-            tmp_path / str(rank), tiny_qwen2, rank=rank, seed=rank, std=0.12 * rank**-0.5
-        )
-        for rank in RANKS
-    }
+    adapters = make_adapters(tiny_qwen2, tmp_path, RANKS)
     engine = open_engine(tiny_qwen2, quantization=kind)
     for name, folder in adapters.items():
         await engine.load_adapter(name, folder)
