@@ -1,7 +1,8 @@
 """The adapters of one replica: what the config names at the start, and what comes later."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from deployments.args import AdaptersConfig
@@ -25,7 +26,16 @@ class _Order(NamedTuple):
     """The last order to load a name. ``before``: what the name was until then, if anything."""
 
     order_id: str
+    origin: _Origin
     before: _Origin | None
+
+
+class _Standing(NamedTuple):
+    """What a name was before a config of the group named it."""
+
+    origin: _Origin | None
+    is_unloaded: bool
+    is_by_group: bool
 
 
 class AdapterHost:
@@ -45,6 +55,7 @@ class AdapterHost:
             engine, registry, roots=config.roots, allows_hub=config.allow_hub
         )
         self._origins: dict[str, _Origin] = {}
+        self._by_args: dict[str, _Origin] = {}
         self._orders: dict[str, _Order] = {}
         self._unloaded: set[str] = set()
         self._by_group: set[str] = set()
@@ -52,16 +63,33 @@ class AdapterHost:
     async def start(self) -> None:
         """Load what the args name; the first that fails ends the start with its error."""
         for one in self._config.load:
-            await self._load(self._configured(one), is_operators=True)
-
-    async def load_configured(self, adapters: Iterable[AdapterSource | str]) -> None:
-        """Load what the group's own config names, from wherever it is; a name alone is of the
-        registry. It says so anew, whatever was unloaded before."""
-        for one in adapters:
             source = self._configured(one)
-            await self._load(source, is_operators=True)
-            self._unloaded.discard(source.name)
-            self._by_group.add(source.name)
+            self._by_args[source.name] = await self._load(source, is_operators=True)
+
+    @asynccontextmanager
+    async def configured(self, adapters: Iterable[AdapterSource | str]) -> AsyncIterator[None]:
+        """Load what the group's own config names, from wherever it is; a name alone is of the
+        registry. It says so anew, whatever was unloaded before.
+
+        The block may still refuse the config: if it raises, or one does not load, all is as it was.
+        Behind the block, what the last config named and this one does not goes.
+        """
+        before: dict[str, _Standing] = {}
+        loaded: dict[str, _Origin] = {}
+        try:
+            for one in adapters:
+                source = self._configured(one)
+                before.setdefault(source.name, self._standing(source.name))
+                loaded[source.name] = await self._load(source, is_operators=True)
+                self._unloaded.discard(source.name)
+                self._by_group.add(source.name)
+            yield
+        except BaseException:
+            for name, origin in loaded.items():
+                await self._put_back(name, origin, before[name])
+            raise
+        for name in self._by_group.difference(loaded):
+            await self._leave(name)
 
     async def ensure(self, adapters: Iterable[LoadedAdapter]) -> None:
         """Load what other replicas have and this one has not.
@@ -86,7 +114,7 @@ class AdapterHost:
         name = order.source.name
         before = self._origins.get(name)
         try:
-            await self._load(order.source, is_operators=order.is_operators)
+            origin = await self._load(order.source, is_operators=order.is_operators)
         except LatentMASError as error:
             return AdapterFailed(error)
         except Exception:
@@ -98,7 +126,7 @@ class AdapterHost:
                 )
             )
         self._unloaded.discard(name)
-        self._orders[name] = _Order(order.order_id, before)
+        self._orders[name] = _Order(order.order_id, origin, before)
         return await self._loaded_as(name)
 
     async def take_back(self, order: AdapterOrder) -> None:
@@ -108,19 +136,14 @@ class AdapterHost:
         if carried_out is None or carried_out.order_id != order.order_id:
             return
         del self._orders[name]
-        if carried_out.before is None:
-            await self._drop(name)
-            return
-        source, is_operators = carried_out.before
-        try:
-            await self._load(source, is_operators=is_operators)  # pinned or not, as it was
-        except LatentMASError as error:
-            logger.warning("adapter %s stays as it was loaded last: %s", name, error.message)
+        await self._return_to(carried_out.before, name)
 
     async def unload(self, name: str) -> None:
         """Also where it is not loaded: a call that began before must not bring it back."""
         self._unloaded.add(name)
         self._by_group.discard(name)
+        self._by_args.pop(name, None)
+        self._orders.pop(name, None)
         if name in self._origins:
             await self._drop(name)
 
@@ -174,10 +197,39 @@ class AdapterHost:
             return source.model_copy(update={"pinned": True})
         return source
 
-    async def _load(self, source: AdapterSource, *, is_operators: bool) -> None:
+    def _standing(self, name: str) -> _Standing:
+        return _Standing(self._origins.get(name), name in self._unloaded, name in self._by_group)
+
+    async def _put_back(self, name: str, tried: _Origin, before: _Standing) -> None:
+        """Undo what a config that is refused has loaded, unless others have changed it since."""
+        if self._origins.get(name) is not tried:
+            return
+        if before.is_unloaded:
+            self._unloaded.add(name)
+        if not before.is_by_group:
+            self._by_group.discard(name)
+        await self._return_to(before.origin, name)
+
+    async def _leave(self, name: str) -> None:
+        """The group's config does not name it any more: it is what it is without that."""
+        self._by_group.discard(name)
+        order = self._orders.get(name)
+        await self._return_to(order.origin if order else self._by_args.get(name), name)
+
+    async def _return_to(self, origin: _Origin | None, name: str) -> None:
+        if origin is None:
+            await self._drop(name)
+            return
+        try:
+            await self._load(origin.source, is_operators=origin.is_operators)  # pinned as it was
+        except LatentMASError as error:
+            logger.warning("adapter %s stays as it was loaded last: %s", name, error.message)
+
+    async def _load(self, source: AdapterSource, *, is_operators: bool) -> _Origin:
         library = self._trusted if is_operators else self._guarded
         await library.load(source)
-        self._origins[source.name] = _Origin(source, is_operators)
+        origin = self._origins[source.name] = _Origin(source, is_operators)
+        return origin
 
     async def _drop(self, name: str) -> None:
         self._origins.pop(name, None)

@@ -145,10 +145,10 @@ class AgentGroupServer:
         config = read_live_config(user_config)
         limit = self._engine.config.max_latent_steps
         roster = config.applied_to(self._setup.roster, max_latent_steps=limit)
-        await self.adapters.load_configured(config.adapters.load)
-        for agent in config.agents:
-            self.adapters.check_loaded(agent, names_in(roster.agents[agent].adapter))
-        self._worker.roster = roster
+        async with self.adapters.configured(config.adapters.load):
+            for agent in config.agents:
+                self.adapters.check_loaded(agent, names_in(roster.agents[agent].adapter))
+            self._worker.roster = roster
 
     async def _load(self, remote: RemoteMemory | None) -> ResidentMemory | None:
         if remote is None:

@@ -287,7 +287,8 @@ async def test_adapter_of_the_config_that_was_unloaded_stays_away_from_new_repli
 
 async def test_config_of_a_group_loads_what_was_unloaded_before(configured, folders):
     await configured.directory.unload("other")
-    await configured.hosts["one"][0].load_configured([source(folders, "other")])
+    async with configured.hosts["one"][0].configured([source(folders, "other")]):
+        pass
     (entry,) = await configured.directory.listing()
     assert entry["states"].keys() == {"one"}
     assert await configured.names() == [["other"], []]

@@ -6,12 +6,13 @@ from deployments.agent_group import AgentGroupServer
 from deployments.args import AdaptersConfig
 from deployments.group_setup import GroupSetup
 from deployments.live import read_live_config
-from deployments.messages import StageCall, StageMade
+from deployments.messages import AdapterOrder, StageCall, StageMade
 from latentmas_core.agents.config import AgentConfig
 from latentmas_core.config import EngineConfig
 from latentmas_core.engine.engine import Engine
 from latentmas_core.errors import AdapterError, ConfigError, NotFoundError
 from latentmas_core.events import AgentFinished
+from latentmas_core.lora.library import AdapterSource
 from latentmas_core.pipelines.plan import plan
 from latentmas_core.pipelines.spec import PipelineSpec
 from latentmas_core.pipelines.stage_worker import Roster
@@ -125,6 +126,103 @@ async def test_replica_does_not_start_with_a_wrong_config(
     with pytest.raises((ConfigError, AdapterError, NotFoundError)) as caught:
         await server.start(user_config)
     assert message in caught.value.message
+
+
+NOWHERE = {"name": "x", "path": "/nowhere"}
+
+
+def source(name, adapter, **fields):
+    return {"name": name, "path": str(adapter), **fields}
+
+
+def loading(*sources, **fields):
+    return {"adapters": {"load": list(sources)}, **fields}
+
+
+async def held(server):
+    """Pinned or not, by name; what the engine has is what the replica says that it has."""
+    listing = await server.adapters.listing()
+    known = {spec.name for spec, _ in await server._engine.adapters()}
+    held = {one.info.name: one.info.pinned for one in listing.loaded}
+    assert held.keys() == known
+    assert listing.by_group <= known
+    return held, set(listing.by_group)
+
+
+@pytest.fixture
+async def alone(engine_config):
+    """A replica whose engine no other test has loaded anything into."""
+    with Engine(engine_config) as engine:
+        server = AgentGroupServer(engine, GroupSetup(engine_config, ROSTER))
+        await server.start()
+        yield server
+
+
+async def test_refused_config_leaves_no_adapter_behind(alone, adapter):
+    mine = source("mine", adapter)
+    for refused in (
+        loading(mine, NOWHERE),
+        loading(mine, agents={"judger": {"adapter": "nobody"}}),
+    ):
+        await alone.reconfigure(refused)
+        assert (await alone.stats())["config_error"] is not None
+        assert await held(alone) == ({}, set())
+
+
+async def test_refused_config_leaves_the_adapters_of_the_last_one(alone, adapter):
+    mine = source("mine", adapter)
+    await alone.reconfigure(loading(mine))
+    await alone.reconfigure(loading(source("other", adapter), mine | {"pinned": True}, NOWHERE))
+    assert (await alone.stats())["config_error"] is not None
+    assert await held(alone) == ({"mine": False}, {"mine"})
+
+
+async def test_refused_config_does_not_bring_back_what_was_unloaded(alone, adapter):
+    await alone.adapters.unload("mine")
+    await alone.reconfigure(loading(source("mine", adapter), NOWHERE))
+    assert (await alone.adapters.listing()).unloaded == {"mine"}
+    await alone.reconfigure(loading(source("mine", adapter)))
+    assert (await alone.adapters.listing()).unloaded == frozenset()
+
+
+async def test_adapter_that_is_taken_out_of_the_config_goes(alone, adapter):
+    await alone.reconfigure(loading(source("mine", adapter), source("other", adapter)))
+    assert await held(alone) == ({"mine": False, "other": False}, {"mine", "other"})
+    await alone.reconfigure(loading(source("other", adapter)))
+    assert await held(alone) == ({"other": False}, {"other"})
+    await alone.reconfigure({})
+    assert await held(alone) == ({}, set())
+
+
+async def test_adapter_that_the_args_or_a_client_loaded_too_is_theirs_again(engine_config, adapter):
+    args = AdaptersConfig(load=[source("of_args", adapter)], roots=[adapter.parent])
+    pinned = [source(name, adapter, pinned=True) for name in ("of_args", "of_client")]
+    with Engine(engine_config) as engine:
+        server = AgentGroupServer(engine, GroupSetup(engine_config, ROSTER, args))
+        await server.start()
+        of_client = AdapterSource(**source("of_client", adapter))
+        await server.adapters.load(AdapterOrder(of_client, False, "order"))
+        await server.reconfigure(loading(*pinned))
+        assert await held(server) == (
+            {"of_args": True, "of_client": True},
+            {"of_args", "of_client"},
+        )
+        await server.reconfigure({})
+        assert await held(server) == ({"of_args": False, "of_client": False}, set())
+
+
+async def test_stage_under_way_keeps_an_adapter_that_is_taken_out_of_the_config(alone, adapter):
+    """Also for its second agent, which begins after that."""
+    agents = {"judger": {"adapter": "mine"}}
+    await alone.reconfigure(loading(source("mine", adapter), agents=agents))
+    request = ReasonRequest(question="Why?", ignore_eos=True, max_tokens=4)
+    messages = alone.run_stage(StageCall(STAGE, None, (), request))
+    await anext(messages)
+    await alone.reconfigure({})
+    assert [one.info.name for one in (await alone.adapters.listing()).loaded] == []
+    traces = {m.agent: m.trace async for m in messages if isinstance(m, AgentFinished)}
+    assert traces["judger"].adapter == "mine"
+    assert await held(alone) == ({}, set())
 
 
 async def test_right_config_takes_the_complaint_back(server):
