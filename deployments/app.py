@@ -32,6 +32,7 @@ def build_app(args: AppArgs) -> Application:
     groups = {group.name: _bind_group(group, args) for group in args.groups}
     ingress = Ingress.options(  # type: ignore[attr-defined]
         max_ongoing_requests=args.max_ongoing_requests,
+        max_queued_requests=args.max_queued_requests,
         graceful_shutdown_timeout_s=max(group.drain_timeout_s for group in args.groups),
         ray_actor_options={"num_cpus": 0},
     )

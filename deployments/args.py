@@ -114,6 +114,7 @@ class AppArgs(GroupsConfig):
     pipelines: tuple[Annotated[PipelineSpec, WrapValidator(_in_plain_words)], ...] = ()
     adapters: AdaptersConfig = AdaptersConfig()
     max_ongoing_requests: int = Field(default=256, ge=1)
+    max_queued_requests: int = Field(default=1024, ge=1)
     request_timeout_s: float = Field(default=540.0, gt=0)
     max_stage_attempts: int = Field(default=4, ge=1)
     max_transfer_bytes: int | None = Field(default=None, ge=1)

@@ -57,10 +57,17 @@ class CallerWatch:
             while self._tasks:
                 await asyncio.sleep(self._period_s)
                 for caller in list(self._tasks):
-                    if not await asyncio.to_thread(self._is_alive, caller):
+                    if not await self._lives(caller):
                         self._cancel(caller)
         finally:
             self._watching = None
+
+    async def _lives(self, caller: str) -> bool:
+        try:
+            return await asyncio.to_thread(self._is_alive, caller)
+        except Exception:
+            logger.exception("cannot ask for %s; it is taken to live", caller)
+            return True
 
     def _cancel(self, caller: str) -> None:
         tasks = self._tasks.get(caller, set())

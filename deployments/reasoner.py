@@ -1,8 +1,15 @@
 """Reasoner: questions in, events out, over the groups of one application. Knows no HTTP."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import aclosing
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    nullcontext,
+)
 from typing import Any
 
 from ray.exceptions import RayError
@@ -10,13 +17,14 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.adapters import AdapterDirectory
 from deployments.args import AppArgs
-from deployments.budget import TransferBudget
+from deployments.budget import RunAccount, TransferBudget
 from deployments.messages import LoadedAdapter
 from deployments.runner import ServeAgentRunner
 from deployments.transport import GroupHandle, ask_all_replicas
-from latentmas_core.errors import NotFoundError
+from latentmas_core.errors import DeadlineError, NotFoundError
 from latentmas_core.events import Event
 from latentmas_core.lora.choice import adapters_of, check_choices
+from latentmas_core.pipelines.assignment import exchanges_memory
 from latentmas_core.pipelines.executor import Executor, result_of
 from latentmas_core.pipelines.plan import Plan, Stage, plan
 from latentmas_core.pipelines.retries import RetryPolicy
@@ -51,16 +59,25 @@ class Reasoner:
 
         A run that will hand memory over first waits for room in the object store.
         """
-        chosen, adapters = await self._prepare(request)
         timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
-        request = request.model_copy(update={"timeout_s": timeout_s})
-        if len(chosen.stages) > 1 and request.mode is Mode.LATENT:
-            await self._budget.wait_for_room(timeout_s=request.max_wait_s or timeout_s)
-        runner = ServeAgentRunner(self._handles, self._budget, adapters)
-        executor = Executor(runner, retries=self._retries)
-        async with aclosing(executor.run(chosen, request)) as events:
-            async for event in events:
-                yield event
+        ends_at = time.monotonic() + timeout_s
+        async with AsyncExitStack() as stack:
+            async with _within(timeout_s):
+                chosen, adapters = await self._prepare(request)
+                account = await stack.enter_async_context(self._account_for(chosen, request))
+            request = request.model_copy(update={"timeout_s": ends_at - time.monotonic()})
+            runner = ServeAgentRunner(self._handles, account, adapters)
+            executor = Executor(runner, retries=self._retries)
+            async with aclosing(executor.run(chosen, request)) as events:
+                async for event in events:
+                    yield event
+
+    def _account_for(
+        self, chosen: Plan, request: ReasonRequest
+    ) -> AbstractAsyncContextManager[RunAccount]:
+        if len(chosen.stages) == 1 or not exchanges_memory(request):
+            return nullcontext(RunAccount())
+        return self._budget.run(max_wait_s=request.max_wait_s)
 
     async def reason(self, request: ReasonRequest) -> Result:
         async with aclosing(self.stream(request)) as events:
@@ -131,6 +148,21 @@ class Reasoner:
         except (TimeoutError, RayError, RayServeException):
             return False
         return True
+
+
+@asynccontextmanager
+async def _within(timeout_s: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout_s) as timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise DeadlineError(
+            f"the request had not begun after {timeout_s:g} s (timeout_s): there is no room for "
+            "its memory yet. Retry later, or allow more time.",
+            param="timeout_s",
+        ) from None
 
 
 def _computed_by(chosen: Plan, stage: Stage, request: ReasonRequest) -> tuple[Stage, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
-from deployments.budget import TransferBudget
+from deployments.budget import RunAccount
 from deployments.messages import LoadedAdapter, Parcel, RemoteMemory, StageCall, StageMade
 from deployments.transport import GroupHandle, stream_stage
 from latentmas_core.events import Event
@@ -18,18 +18,18 @@ StageItem = Event | StageDone[RemoteMemory]
 class ServeAgentRunner:
     """An ``AgentRunner`` over deployment handles, one per group. No memory passes through it.
 
-    ``budget`` counts the memories that it hands out. ``adapters``: those that each stage needs, by
+    ``account`` counts the memories that it hands out. ``adapters``: those that each stage needs, by
     its name.
     """
 
     def __init__(
         self,
         handles: Mapping[str, GroupHandle],
-        budget: TransferBudget,
+        account: RunAccount,
         adapters: Mapping[str, tuple[LoadedAdapter, ...]],
     ) -> None:
         self._handles = handles
-        self._budget = budget
+        self._account = account
         self._adapters = adapters
 
     def think(
@@ -43,8 +43,8 @@ class ServeAgentRunner:
         return self._run(stage, inputs, request)
 
     async def release(self, memory: RemoteMemory) -> None:
-        """The object store frees a parcel with its last reference; the budget is told."""
-        self._budget.drop(memory)
+        """The object store frees a parcel with its last reference; the account is told."""
+        self._account.drop(memory)
 
     async def _run(
         self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
@@ -65,7 +65,7 @@ class ServeAgentRunner:
         assert made is not None, f"stage {stage.name!r} ended without StageMade"
         left = RemoteMemory(made.memory, parcels) if made.memory else None
         if left is not None:
-            self._budget.hold(left)
+            self._account.hold(left)
         yield StageDone(
             memory=left,
             said=made.said,

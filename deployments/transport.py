@@ -109,10 +109,10 @@ async def stream_stage(
         refs = await response._to_object_ref_gen()
         made: StageMade | None = None
         async for ref in refs:
-            if made is not None:
+            if made is not None and ref != refs._generator_ref:
                 yield Parcel(made.new_segment_ids, ref, made.num_bytes, made.place.node_id)
                 continue
-            message = await ref
+            message = await ref  # that of the generator raises what ended it
             if isinstance(message, StageFailed):
                 is_done = True
                 raise message.error
@@ -174,9 +174,12 @@ def this_place() -> Place:
     )
 
 
-def _this_actor() -> str:
-    """The name by which other processes know this replica."""
-    name: str = serve.get_replica_context().replica_id.to_full_id_str()
+def _this_actor() -> str | None:
+    """The name by which other processes know this replica; None outside of one."""
+    try:
+        name: str = serve.get_replica_context().replica_id.to_full_id_str()
+    except RayServeException:
+        return None
     return name
 
 

@@ -4,16 +4,18 @@ Owns the immutable description and the shapes of its content. Knows nothing of b
 wires: an engine keeps keys and values in blocks, ``SegmentTensors`` are what leaves it.
 """
 
+import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 
 from latentmas_core.errors import SegmentError
 
 BASE_ADAPTER = "base"
+NUM_ID_CHARS = 32
 
 
 def new_segment_id() -> str:
@@ -52,6 +54,24 @@ class Segment:
     def __post_init__(self) -> None:
         if self.num_rows == 0:
             raise SegmentError(f"segment of agent {self.agent!r} has no rows; it needs at least 1.")
+
+    def as_computed(self) -> Self:
+        """The same with an id that follows from what it was computed from.
+
+        Thinking draws no numbers, so a thought that is computed again, where its rows were lost, is
+        the same thought for whoever reads both.
+        """
+        description = (
+            self.agent,
+            self.fingerprint,
+            self.first_position,
+            self.token_ids,
+            self.num_latents,
+            self.context,
+            self.adapter,
+        )
+        digest = hashlib.sha256(repr(description).encode()).hexdigest()
+        return replace(self, segment_id=digest[:NUM_ID_CHARS])
 
     @property
     def num_rows(self) -> int:

@@ -40,10 +40,19 @@ class AnswerSoFar:
         self._said += text
         shared = min(len(self._said), len(self._given))
         if self._said[:shared] != self._given[:shared]:
-            raise EngineError(
-                "the answer was interrupted when its replica was lost, and the second attempt "
-                "chose other words. Send the request again."
-            )
+            raise _parted()
         new = self._said[len(self._given) :]
         self._given += new
         return new
+
+    def end(self) -> None:
+        """An attempt is done. Raises EngineError if it said less than the reader has got."""
+        if len(self._said) < len(self._given):
+            raise _parted()
+
+
+def _parted() -> EngineError:
+    return EngineError(
+        "the answer was interrupted when its replica was lost, and the second attempt chose other "
+        "words. Send the request again."
+    )

@@ -11,7 +11,8 @@ from latentmas_core.result import StageStatus, StageTrace
 
 @dataclass
 class StageLog:
-    """``began_at``: when the run began, by ``time.perf_counter``."""
+    """``began_at``: when the run began, by ``time.perf_counter``. Bytes are those of all attempts
+    that came to an end."""
 
     stage: Stage
     began_at: float
@@ -33,8 +34,8 @@ class StageLog:
     def note_done(self, done: StageDone[Any]) -> None:
         self.status = StageStatus.DONE
         self.finished_at = time.perf_counter()
-        self.num_bytes_in = done.num_bytes_read
-        self.num_bytes_out = done.num_bytes
+        self.num_bytes_in += done.num_bytes_read
+        self.num_bytes_out += done.num_bytes
         self.replica = done.replica
 
     def note_failure(self, reason: str) -> None:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 MemoryRef = TypeVar("MemoryRef")
 
+MIN_TIMEOUT_S = 0.001
+
 
 class Walk(Generic[MemoryRef]):
     """Run it once, read ``events`` meanwhile, then ask for the ``result``."""
@@ -99,7 +101,7 @@ class Walk(Generic[MemoryRef]):
         return Transfer(
             stages=len(self._plan.stages),
             hops=self._plan.num_hops,
-            num_bytes=sum(done.num_bytes for done in self._done.values()),
+            num_bytes=sum(log.num_bytes_out for log in self._logs.values()),
         )
 
     async def _run_stage(self, stage: Stage) -> None:
@@ -144,9 +146,10 @@ class Walk(Generic[MemoryRef]):
         """One attempt after the other, until one succeeds or there have been enough."""
         log = self._logs[stage.name]
         while True:
+            inputs = self._inputs_of(stage)
             read = {name: self._done[name] for name in self._living_parents(stage)}
             try:
-                await self._attempt(stage)
+                await self._attempt(stage, inputs)
                 return
             except LostError as error:
                 if log.attempts >= self._retries.max_attempts:
@@ -158,9 +161,8 @@ class Walk(Generic[MemoryRef]):
                     await self._renew(read)
                 self.events.put_nowait(StageRetried(stage.name, log.attempts + 1, error.message))
 
-    async def _attempt(self, stage: Stage) -> None:
+    async def _attempt(self, stage: Stage, inputs: StageInputs[MemoryRef]) -> None:
         log = self._logs[stage.name]
-        inputs = self._inputs_of(stage)
         log.begin()
         if stage.is_speaking:
             self._answer.begin()
@@ -170,6 +172,8 @@ class Walk(Generic[MemoryRef]):
             if _is_asked_to_stop():
                 raise
             raise LostError(f"stage {stage.name!r} was cancelled. Send it again.") from None
+        if stage.is_speaking:
+            self._answer.end()
         known = self._done.get(stage.name)
         self._done[stage.name] = done
         log.note_done(done)
@@ -191,12 +195,14 @@ class Walk(Generic[MemoryRef]):
 
     def _with_time_left(self, stage: Stage) -> ReasonRequest:
         """The request as the runner sees it: its time is what is left of it."""
-        limits_s = [self._request.stage_timeout_s or self._plan.stage_timeout_s]
-        if self._request.timeout_s is not None:
-            spent_s = time.perf_counter() - self._began_at
-            limits_s.append(max(self._request.timeout_s - spent_s, 0.001))
-        left_s = min((limit for limit in limits_s if limit is not None), default=None)
-        return self._request.model_copy(update={"timeout_s": left_s})
+        now = time.perf_counter()
+        began_at = self._logs[stage.name].started_at or now
+        limits = (
+            (self._request.timeout_s, self._began_at),
+            (self._request.stage_timeout_s or self._plan.stage_timeout_s, began_at),
+        )
+        left_s = [max(limit - (now - start), MIN_TIMEOUT_S) for limit, start in limits if limit]
+        return self._request.model_copy(update={"timeout_s": min(left_s, default=None)})
 
     def _living_parents(self, stage: Stage) -> list[str]:
         return [parent for parent in stage.parents if parent not in self._failures]

@@ -12,7 +12,14 @@ from deployments.messages import Parcel, RemoteMemory, StageCall, StageFailed, S
 from deployments.reasoner import Reasoner
 from deployments.transport import WireSegments, to_wire
 from latentmas_core.engine.engine import Engine
-from latentmas_core.errors import ConfigError, ContextLengthError, NotFoundError, SegmentError
+from latentmas_core.errors import (
+    ConfigError,
+    ContextLengthError,
+    DeadlineError,
+    EngineError,
+    NotFoundError,
+    SegmentError,
+)
 from latentmas_core.latent.memory import Memory
 from latentmas_core.pipelines.plan import plan
 from latentmas_core.pipelines.spec import PipelineSpec
@@ -356,3 +363,19 @@ async def test_replica_whose_engine_has_ended_is_unhealthy(args):
         await server.check_health()
     messages = [message async for message in server.run_stage(make_call(args))]
     assert isinstance(messages[-1], StageFailed)
+
+
+async def test_run_waits_for_room_in_the_object_store_as_long_as_its_time_allows(
+    args, servers, transport
+):
+    budget = TransferBudget(1)
+    reasoner = Reasoner(args, servers, budget)
+    async with budget.run():
+        with pytest.raises(DeadlineError, match=r"had not begun after 0\.2 s") as caught:
+            await reasoner.reason(make_request(timeout_s=0.2))
+        assert caught.value.param == "timeout_s"
+        with pytest.raises(EngineError, match="max_transfer_bytes is 1"):
+            await reasoner.reason(make_request(max_wait_s=0.2))
+        assert (await reasoner.reason(make_request(mode="single"))).final_answer
+    assert (await reasoner.reason(make_request())).final_answer
+    assert budget.num_parcels == 0

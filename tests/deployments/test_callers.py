@@ -40,6 +40,21 @@ async def test_work_of_a_caller_that_died_is_cancelled_and_no_other(watch, livin
     await asyncio.wait([third])
 
 
+async def test_failure_to_ask_is_not_taken_for_a_death_and_asking_goes_on(living, caplog):
+    failures = [OSError("the head is away")]
+
+    def is_alive(caller):
+        if failures:
+            raise failures.pop()
+        return caller in living
+
+    watch = CallerWatch(is_alive, period_s=0.01)
+    working = start(watch, "three")
+    await asyncio.wait([working], timeout=TIMEOUT_S)
+    assert working.cancelled()
+    assert "the head is away" in caplog.text
+
+
 async def test_callers_that_are_unknown_are_not_watched(watch):
     working = start(watch, None)
     await asyncio.sleep(0)

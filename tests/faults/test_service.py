@@ -81,8 +81,8 @@ async def test_a_thousand_cancelled_streams_leave_memory_and_blocks_as_they_were
         sizes.append(resident_bytes(processes))
     # Caches and pools fill up for a while; what leaks grows with every batch.
     growth = [after - before for before, after in pairwise(sizes)]
-    assert min(growth) < MAX_GROWTH_BYTES, f"{[round(n / 2**20) for n in growth]} MiB more"
-    # A replica whose check_health fails is replaced by another process.
+    assert growth[-1] < MAX_GROWTH_BYTES, f"{[round(n / 2**20) for n in growth]} MiB more"
+    # No replica was replaced, as one is whose check_health fails three times in a row.
     now = [p for group in ("thinkers", "deciders", "Ingress") for p in replicas_of(group)]
     assert now == processes
     statuses = serve.status().applications[Service.NAME].deployments.values()

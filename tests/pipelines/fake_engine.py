@@ -171,6 +171,6 @@ class FakeEngine:
             token_ids=turn.prompt_ids,
             num_latents=turn.num_latent_steps,
             context=before.seen,
-        )
+        ).as_computed()
         latents[segment.segment_id] = torch.zeros(turn.num_latent_steps, 4)
         return self._make(before.followed_by(segment), latents)

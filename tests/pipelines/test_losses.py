@@ -167,6 +167,19 @@ async def test_two_readers_that_miss_one_memory_have_it_made_once_more(executor,
     assert [stage.attempts for stage in result.stages] == [2, 2, 2, 1]
 
 
+@pytest.mark.parametrize("unlucky", ["math", "coder"])
+async def test_ancestor_that_only_one_reader_misses_is_still_read_once_by_the_next(
+    executor, engine, losses, unlucky
+):
+    undisturbed = await run(executor, DIAMOND)
+    engine.turns.clear()
+    losses.at(unlucky, MemoryLostError("the node is gone"))
+    result = await run(executor, DIAMOND)
+    read = [segment.agent for segment in engine.turn_of("judger").memory.memory.segments]
+    assert sorted(read) == ["coder", "math", "planner"]
+    assert result.final_answer == undisturbed.final_answer
+
+
 async def test_reader_of_several_memories_has_all_of_them_made_again(executor, engine, losses):
     losses.at("judger", MemoryLostError("the node is gone"))
     result = await run(executor, DIAMOND)
@@ -239,9 +252,20 @@ def test_second_attempt_that_says_something_else_is_an_error():
     answer.begin()
     assert answer.add("It") == ""
     assert answer.add(" is 4") == "4"
+    answer.end()
     answer.begin()
     with pytest.raises(EngineError, match="chose other words"):
         answer.add("It was")
+
+
+def test_second_attempt_that_says_less_is_an_error():
+    answer = AnswerSoFar()
+    answer.begin()
+    answer.add("It is 42")
+    answer.begin()
+    assert answer.add("It is") == ""
+    with pytest.raises(EngineError, match="chose other words"):
+        answer.end()
 
 
 async def test_attempts_of_a_request_without_a_seed_draw_the_same_numbers(executor, engine, losses):
@@ -303,13 +327,17 @@ async def test_expert_is_tried_again_before_it_is_given_up(executor, engine, los
     assert stage_of(result, "math").failures == ("loss 1", "loss 2", "loss 3")
 
 
+@pytest.mark.parametrize("kind", [EngineError, LostError])
 @pytest.mark.parametrize("spec", [PARALLEL, HIERARCHICAL, DIAMOND], ids=lambda spec: spec.name)
-async def test_run_of_which_nobody_is_left_fails_with_the_first_reason(executor, losses, spec):
+async def test_run_of_which_nobody_is_left_fails_with_the_first_reason(
+    executor, engine, losses, spec, kind
+):
     for agent in spec.agents:
         if agent != "judger":
-            losses.at(agent, EngineError(f"{agent} fell"))
-    with pytest.raises(EngineError, match=f"{spec.agents[0]} fell"):
+            losses.at(agent, *(kind(f"{agent} fell") for _ in range(9)))
+    with pytest.raises(kind, match=f"{spec.agents[0]} fell"):
         await run(executor, continuing(spec))
+    assert "judger" not in started(engine)
 
 
 async def test_speaker_is_never_done_without(executor, losses):
