@@ -370,12 +370,15 @@ async def test_run_waits_for_room_in_the_object_store_as_long_as_its_time_allows
 ):
     budget = TransferBudget(1)
     reasoner = Reasoner(args, servers, budget)
-    async with budget.run():
+    held = RemoteMemory(Memory(), (Parcel(("x",), None, 10),))
+    async with budget.run() as account:
+        account.hold(held)
         with pytest.raises(DeadlineError, match=r"had not begun after 0\.2 s") as caught:
             await reasoner.reason(make_request(timeout_s=0.2))
         assert caught.value.param == "timeout_s"
         with pytest.raises(EngineError, match="max_transfer_bytes is 1"):
             await reasoner.reason(make_request(max_wait_s=0.2))
         assert (await reasoner.reason(make_request(mode="single"))).final_answer
+        account.drop(held)
     assert (await reasoner.reason(make_request())).final_answer
     assert budget.num_parcels == 0
