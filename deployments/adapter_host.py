@@ -153,6 +153,14 @@ class AdapterHost:
             if name not in self._by_group:
                 await self.unload(name)
 
+    async def to_recall(self) -> dict[str, LoadedAdapter]:
+        """What other groups need to compute again what was computed here, by digest. They need not
+        pin it."""
+        return {
+            one.info.digest: one._replace(source=one.source.model_copy(update={"pinned": False}))
+            for one in (await self.listing()).loaded
+        }
+
     async def listing(self) -> AdapterListing:
         return AdapterListing(
             tuple(

@@ -37,8 +37,10 @@ from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.errors import LatentMASError
 from latentmas_core.latent.codec import PackedSegments
+from latentmas_core.latent.memory import Memory
 from latentmas_core.lora.cached_adapter import AdapterState
 from latentmas_core.lora.choice import names_in
+from latentmas_core.lora.mix import AdapterMix
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.runner import StageDone
 from latentmas_core.pipelines.stage_worker import StageWorker
@@ -80,9 +82,11 @@ class AgentGroupServer:
         """Events, ``StageMade``, then the packed segments; or ``StageFailed``."""
         try:
             async with OwnedMemories(self._engine.release) as owned:
-                await self.adapters.ensure(call.adapters)
+                await self.adapters.ensure(call.all_adapters)
                 memory = await self._load(call.memory)
                 owned.own(memory)
+                hands_latents = call.request.handoff is Handoff.EMBEDDINGS
+                adapters = await self.adapters.to_recall() if hands_latents else {}
                 items = self._worker.run(
                     call.stage, memory, call.transcript, call.request, call.digests
                 )
@@ -93,7 +97,7 @@ class AgentGroupServer:
                             continue
                         owned.own(item.memory)
                         packed = await self._pack(item.memory, call)
-                        yield self._made(item, packed, call)
+                        yield self._made(item, packed, call, adapters)
                         if packed is not None:
                             yield to_wire(packed)
         except LatentMASError as error:
@@ -165,17 +169,31 @@ class AgentGroupServer:
         return await self._engine.pack(memory, segments, has_kv=has_kv)
 
     def _made(
-        self, done: StageDone[ResidentMemory], packed: PackedSegments | None, call: StageCall
+        self,
+        done: StageDone[ResidentMemory],
+        packed: PackedSegments | None,
+        call: StageCall,
+        adapters: Mapping[str, LoadedAdapter],
     ) -> StageMade:
+        """``adapters``: by digest, those that were here when the stage began."""
+        memory = done.memory.memory if done.memory else None
+        digests = _digests_of(memory) if memory else ()
         return StageMade(
-            memory=done.memory.memory if done.memory else None,
+            memory=memory,
             new_segment_ids=tuple(s.segment_id for s in packed.segments) if packed else (),
             num_bytes=packed.num_bytes if packed else 0,
             said=done.said,
             finish_reason=done.finish_reason,
             num_bytes_read=call.memory.num_bytes if call.memory else 0,
             place=self._place,
+            adapters=tuple(adapters[digest] for digest in digests if digest in adapters),
         )
+
+
+def _digests_of(memory: Memory) -> tuple[str, ...]:
+    """The adapters that its rows were computed with."""
+    mixes = (AdapterMix.from_key(segment.adapter) for segment in memory.segments)
+    return tuple({digest: None for mix in mixes for digest in mix.digests})
 
 
 @serve.deployment

@@ -34,18 +34,6 @@ class Parcel:
     node_id: str | None = None
 
 
-@dataclass(frozen=True)
-class RemoteMemory:
-    """A memory whose segments lie in parcels; held by the ingress, read by replicas."""
-
-    memory: Memory
-    parcels: tuple[Parcel, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(parcel.num_bytes for parcel in self.parcels)
-
-
 class LoadedAdapter(NamedTuple):
     """What a replica says of one adapter; ``source`` is where it got it from.
 
@@ -55,6 +43,22 @@ class LoadedAdapter(NamedTuple):
     info: AdapterInfo
     source: AdapterSource
     is_operators: bool = False
+
+
+@dataclass(frozen=True)
+class RemoteMemory:
+    """A memory whose segments lie in parcels; held by the ingress, read by replicas.
+
+    ``adapters``: where embeddings are handed over, those that whoever computes it again needs.
+    """
+
+    memory: Memory
+    parcels: tuple[Parcel, ...]
+    adapters: tuple[LoadedAdapter, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(parcel.num_bytes for parcel in self.parcels)
 
 
 class AdapterFailed(NamedTuple):
@@ -104,11 +108,18 @@ class StageCall:
         return {loaded.info.name: loaded.info.digest for loaded in self.adapters}
 
     @property
+    def all_adapters(self) -> tuple[LoadedAdapter, ...]:
+        """Those of the stage, and those that made what it computes again."""
+        of_memory = self.memory.adapters if self.memory else ()
+        every = (*self.adapters, *of_memory)
+        return tuple({(one.info.name, one.info.digest): one for one in every}.values())
+
+    @property
     def routing_hint(self) -> RoutingHint:
         """For the router: replicas that have the adapters, nodes that have the memory."""
         parcels = self.memory.parcels if self.memory else ()
         return RoutingHint(
-            adapters=tuple(self.digests),
+            adapters=tuple({one.info.name: None for one in self.all_adapters}),
             node_ids=tuple({p.node_id: None for p in parcels if p.node_id is not None}),
         )
 
@@ -117,7 +128,8 @@ class StageCall:
 class StageMade:
     """The end of a stage. With ``memory`` the packed new segments follow as the very last item.
 
-    ``num_bytes`` are theirs, ``num_bytes_read`` those that the stage fetched.
+    ``num_bytes`` are theirs, ``num_bytes_read`` those that the stage fetched. ``adapters``: what
+    computing the whole memory again takes, where embeddings are handed over.
     """
 
     memory: Memory | None
@@ -127,6 +139,7 @@ class StageMade:
     finish_reason: str
     num_bytes_read: int = 0
     place: Place = NOWHERE
+    adapters: tuple[LoadedAdapter, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class ServeAgentRunner:
                 else:
                     yield message
         assert made is not None, f"stage {stage.name!r} ended without StageMade"
-        left = RemoteMemory(made.memory, parcels) if made.memory else None
+        left = RemoteMemory(made.memory, parcels, made.adapters) if made.memory else None
         if left is not None:
             self._account.hold(left)
         yield StageDone(
@@ -84,4 +84,5 @@ def _join(
         return None
     memory = merge([m.memory for m in inputs.memories], request.merge or stage.merge)
     parcels = {p.segment_ids: p for m in inputs.memories for p in m.parcels}
-    return RemoteMemory(memory, tuple(parcels.values()))
+    adapters = {one.info.digest: one for m in inputs.memories for one in m.adapters}
+    return RemoteMemory(memory, tuple(parcels.values()), tuple(adapters.values()))

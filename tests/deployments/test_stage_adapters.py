@@ -23,6 +23,11 @@ GROUPS = [
     {"name": "thinkers", "agents": ["planner", "critic"]},
     {"name": "deciders", "agents": ["refiner", "judger"]},
 ]
+THREE_GROUPS = [
+    {"name": "thinkers", "agents": ["planner", "medical"]},
+    {"name": "critics", "agents": ["critic", "coder"]},
+    {"name": "deciders", "agents": ["refiner", "math", "judger"]},
+]
 CHOSEN = {"planner": "first", "refiner": "second"}
 
 
@@ -36,7 +41,12 @@ def folders(tmp_path_factory, tiny_qwen2):
 
 
 @pytest.fixture
-def args(tiny_qwen2):
+def groups():
+    return GROUPS
+
+
+@pytest.fixture
+def args(tiny_qwen2, groups):
     engine = {
         "model_name": str(tiny_qwen2),
         "device": "cpu",
@@ -44,7 +54,7 @@ def args(tiny_qwen2):
         "kv_cache_bytes": 2**25,
         "num_threads": 1,
     }
-    return AppArgs(engine=engine, groups=GROUPS, latent_steps=2)
+    return AppArgs(engine=engine, groups=groups, latent_steps=2)
 
 
 @pytest.fixture
@@ -120,6 +130,45 @@ async def test_stage_is_sent_the_adapters_that_it_computes_with(
         for name, folder in folders.items():
             system.load_external_lora(name, folder)
         assert (await system.arun(**request.model_dump())).final_answer == served.final_answer
+
+
+@pytest.mark.parametrize("groups", [THREE_GROUPS], ids=["three groups"])
+@pytest.mark.parametrize("pipeline", ["sequential", "parallel"])
+async def test_adapters_that_only_a_groups_own_config_names_follow_the_embeddings(
+    reasoner, servers, args, tiny_qwen2, tmp_path, pipeline
+):
+    """Whoever prefills a thought again loads what made it, though the ingress never heard of it."""
+    own = {"planner": "p", "medical": "p", "critic": "c", "coder": "c"}
+    adapters = {
+        name: make_adapter(tmp_path / name, tiny_qwen2, rank=4, seed=seed)
+        for name, seed in (("p", 7), ("c", 8))
+    }
+    for group, name in (("thinkers", "p"), ("critics", "c")):
+        agents = args.groups[0 if name == "p" else 1].agents
+        load = [{"name": name, "path": str(adapters[name]), "pinned": True}]
+        await servers[group].reconfigure(
+            {"adapters": {"load": load}, "agents": {one: {"adapter": name} for one in agents}}
+        )
+        assert (await servers[group].stats())["config_error"] is None
+    request = make_request(pipeline=pipeline, handoff="embeddings")
+    served = await reasoner.reason(request)
+    read = reasoner.calls[-1].memory
+    assert {one.info.name for one in read.adapters} == {"p", "c"}
+    decider = {one.info.name: one for one in (await servers["deciders"].adapters.listing()).loaded}
+    assert not decider["p"].info.pinned
+    config = args.engine_of(args.groups[0])
+    with LatentMASSystem(engine_config=config, latent_steps=2) as system:
+        system.add_default_agents()
+        for name, folder in adapters.items():
+            system.load_external_lora(name, folder)
+        alone = await system.arun(**request.model_dump() | {"adapters": own_of(own, served)})
+    assert alone.final_answer == served.final_answer
+
+
+def own_of(adapter_of, served):
+    """The adapters of the agents that took part."""
+    agents = {agent.name for agent in served.agents}
+    return {agent: name for agent, name in adapter_of.items() if agent in agents}
 
 
 async def test_mode_single_does_not_ask_for_adapters_of_others(reasoner):
