@@ -9,7 +9,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Collection, Coroutine, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from deployments.messages import AdapterFailed, AdapterListing, AdapterOrder, LoadedAdapter
@@ -24,6 +24,13 @@ T = TypeVar("T")
 Listings = dict[str, list[AdapterListing]]
 
 
+class Answers(NamedTuple):
+    """What the groups said. ``error``: of one that did not, since a replica of it is lost."""
+
+    listings: Listings
+    error: LatentMASError | None = None
+
+
 class AdapterDirectory:
     """Loads, unloads and lists over all groups; some may have no replica just now."""
 
@@ -33,7 +40,7 @@ class AdapterDirectory:
         self._unloaded: set[str] = set()
         self._num_changes = 0
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._asking: asyncio.Task[Listings] | None = None
+        self._asking: asyncio.Task[Answers] | None = None
 
     async def load(self, source: AdapterSource, *, is_operators: bool = False) -> AdapterInfo:
         """On every replica; where one fails, all others give it back and its error is raised.
@@ -47,12 +54,12 @@ class AdapterDirectory:
         await _to_the_end(self._unload(name))
 
     async def listing(self) -> list[dict[str, Any]]:
-        """Each adapter once, with its state on each replica of each group.
+        """Each adapter once, with its state on each replica of each group that answers.
 
         A name is there twice where groups have different adapters of that name.
         """
         entries: dict[tuple[str, str], dict[str, Any]] = {}
-        for group, replicas in (await self._ask()).items():
+        for group, replicas in (await self._ask()).listings.items():
             for loaded in (loaded for replica in replicas for loaded in replica.loaded):
                 fields = loaded.info.model_dump(mode="json", exclude={"state"})
                 key = loaded.info.name, loaded.info.digest
@@ -61,20 +68,29 @@ class AdapterDirectory:
         return list(entries.values())
 
     async def require(self, names: Iterable[str]) -> tuple[LoadedAdapter, ...]:
-        """The adapters of these names; NotFoundError for one that is nowhere loaded."""
-        wanted = tuple(dict.fromkeys(names))
-        found = await self.find(wanted)
-        missing = [name for name in wanted if name not in self._known]
-        if missing:
-            raise self._unknown(missing[0], param="adapters")
-        return found
+        """The adapters of these names; NotFoundError for one that is nowhere loaded, LostError
+        where one that did not answer may have it."""
+        return await self._require(names, param="adapters")
 
     async def find(self, names: Iterable[str]) -> tuple[LoadedAdapter, ...]:
-        """The adapters of these names, as far as any replica knows."""
+        """The adapters of these names, as far as any replica that answers knows."""
         wanted = tuple(dict.fromkeys(names))
-        if any(name not in self._known for name in wanted):
-            await self._ask()
+        await self._learn(wanted)
         return tuple(self._known[name] for name in wanted if name in self._known)
+
+    async def _require(self, names: Iterable[str], *, param: str) -> tuple[LoadedAdapter, ...]:
+        wanted = tuple(dict.fromkeys(names))
+        error = await self._learn(wanted)
+        for name in wanted:
+            if name not in self._known:
+                raise error or self._unknown(name, param=param)
+        return tuple(self._known[name] for name in wanted)
+
+    async def _learn(self, names: Collection[str]) -> LatentMASError | None:
+        """Ask about names that are not known; the error of a group that did not answer."""
+        if all(name in self._known for name in names):
+            return None
+        return (await self._ask()).error
 
     async def _load(self, source: AdapterSource, is_operators: bool) -> AdapterInfo:
         async with self._lock_of(source.name):
@@ -92,8 +108,7 @@ class AdapterDirectory:
 
     async def _unload(self, name: str) -> None:
         async with self._lock_of(name):
-            if not await self.find([name]):
-                raise self._unknown(name, param="lora_name")
+            await self._require([name], param="lora_name")
             del self._known[name]
             self._unloaded.add(name)
             self._num_changes += 1
@@ -111,26 +126,26 @@ class AdapterDirectory:
             f"adapter {name!r} is not loaded. Known: {known}. Load it first.", param=param
         )
 
-    async def _ask(self) -> Listings:
+    async def _ask(self) -> Answers:
         """What all replicas have. Those who ask at the same time share one answer."""
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask_replicas())
             self._asking.add_done_callback(self._end_asking)
         return await asyncio.shield(self._asking)
 
-    def _end_asking(self, asked: asyncio.Task[Listings]) -> None:
+    def _end_asking(self, asked: asyncio.Task[Answers]) -> None:
         self._asking = None
         _note_outcome(asked)
 
-    async def _ask_replicas(self) -> Listings:
+    async def _ask_replicas(self) -> Answers:
         while True:
             num_changes = self._num_changes
-            listings = await self._listings()
+            listings, error = await self._listings()
             if num_changes == self._num_changes:  # else some may have answered before that
                 break
         replicas = [replica for group in listings.values() for replica in group]
         if not replicas:  # what was known stays known until there is one to ask
-            return listings
+            return Answers(listings, error)
         unloaded = self._unloaded.union(*(replica.unloaded for replica in replicas))
         returned = {name for replica in replicas for name in _returned(replica, unloaded)}
         self._unloaded |= returned
@@ -138,7 +153,9 @@ class AdapterDirectory:
             group: [_without(replica, unloaded) for replica in group_replicas]
             for group, group_replicas in listings.items()
         }
-        self._known = {
+        # What is known of groups that did not answer stays known.
+        kept = {n: one for n, one in self._known.items() if error and n not in returned}
+        self._known = kept | {
             loaded.info.name: loaded
             for group in listings.values()
             for replica in group
@@ -147,30 +164,41 @@ class AdapterDirectory:
         if returned:
             logger.info("adapters %s were unloaded before these replicas began", sorted(returned))
             await self._tell_all("forget_adapters", sorted(returned))
-        return listings
+        return Answers(listings, error)
 
     async def _tell_all(self, method: str, *arguments: Any) -> list[Any]:
         """The answers of all replicas, and the error of each group whose replicas are lost."""
+        answers: list[Any] = []
+        for outcome in (await self._ask_groups(method, *arguments)).values():
+            answers += [outcome] if isinstance(outcome, LatentMASError) else outcome
+        return answers
+
+    async def _listings(self) -> Answers:
+        outcomes = await self._ask_groups("adapters")
+        errors = [one for one in outcomes.values() if isinstance(one, LatentMASError)]
+        listings = {
+            group: outcome
+            for group, outcome in outcomes.items()
+            if not isinstance(outcome, LatentMASError)
+        }
+        return Answers(listings, errors[0] if errors else None)
+
+    async def _ask_groups(
+        self, method: str, *arguments: Any
+    ) -> dict[str, list[Any] | LatentMASError]:
+        """By group the answers of its replicas, or the error of one that is lost."""
         outcomes = await asyncio.gather(
             *(ask_all_replicas(handle, method, *arguments) for handle in self._handles.values()),
             return_exceptions=True,
         )
-        answers: list[Any] = []
+        by_group: dict[str, list[Any] | LatentMASError] = {}
         for group, outcome in zip(self._handles, outcomes, strict=True):
             if isinstance(outcome, LatentMASError):
                 logger.warning("%s on group %s: %s", method, group, outcome.message)
-                answers.append(outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
-            else:
-                answers += outcome
-        return answers
-
-    async def _listings(self) -> Listings:
-        answers = await asyncio.gather(
-            *(ask_all_replicas(handle, "adapters") for handle in self._handles.values())
-        )
-        return dict(zip(self._handles, answers, strict=True))
+            by_group[group] = outcome
+        return by_group
 
 
 def _agreed(source: AdapterSource, outcomes: list[Any]) -> LoadedAdapter:

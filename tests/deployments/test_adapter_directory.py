@@ -52,7 +52,7 @@ def engines(tiny_llama):
 
 
 class Groups:
-    """In place of Serve; ``is_lost``: groups of which a replica dies when it is asked to load.
+    """In place of Serve; ``is_lost``: groups of which a replica dies when it is asked anything.
 
     ``may_load`` holds loads up.
     """
@@ -93,8 +93,8 @@ class Groups:
         self.asked.append((group, method))
         if method == "load_adapter":
             await self.may_load.wait()
-            if group in self.is_lost:
-                raise LostError(f"a replica of group {group!r} was lost.")
+        if group in self.is_lost:
+            raise LostError(f"a replica of group {group!r} was lost.")
         hosts = self.hosts[group]
         called = [getattr(host, METHODS[method])(*send(arguments)) for host in hosts]
         return send(await asyncio.gather(*called))
@@ -212,6 +212,34 @@ async def test_replica_that_is_lost_during_a_load_leaves_the_adapter_nowhere(gro
     groups.is_lost.clear()
     await groups.directory.load(source(folders, "first"))
     assert await groups.names() == [["first"]] * 3
+
+
+async def test_new_ingress_learns_of_adapters_while_a_replica_of_one_group_dies(groups, folders):
+    """A request with an adapter goes on with what the other groups say."""
+    await groups.directory.load(source(folders, "first"))
+    groups.directory = groups.new_directory()
+    groups.is_lost = {"one"}
+    (found,) = await groups.directory.require(["first"])
+    assert found.info.name == "first"
+    (entry,) = await groups.directory.listing()
+    assert entry["states"].keys() == {"two"}
+
+
+async def test_name_that_a_lost_replica_may_have_is_not_called_unknown(groups, folders):
+    async with groups.hosts["one"][0].configured([source(folders, "first")]):
+        pass
+    groups.is_lost = {"one"}
+    for refused in (groups.directory.require(["first"]), groups.directory.unload("first")):
+        with pytest.raises(LostError, match="'one'"):
+            await refused
+    assert await groups.directory.find(["first"]) == ()
+    groups.is_lost = set()
+    assert await groups.directory.require(["first"])
+    groups.is_lost = {"one"}
+    assert await groups.directory.listing() == []
+    assert await groups.directory.require(["first"]), "what was known of group one is forgotten"
+    groups.is_lost = set()
+    assert (await groups.directory.listing())[0]["name"] == "first"
 
 
 async def test_any_error_of_a_replica_is_told_and_taken_back(groups, folders, monkeypatch):
