@@ -1,0 +1,1 @@
+"""What serving costs, measured on Ray: the part of the benchmarks that may look at deployments."""
