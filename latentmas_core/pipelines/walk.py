@@ -261,12 +261,20 @@ class Walk(Generic[MemoryRef]):
 
 async def _all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Do all at the same time; the first error ends the others and is raised as it was."""
+    first: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             for work in works:
                 tasks.create_task(work)
     except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+        first = failures.exceptions[0]
+    # Not within the handler, and not from a name that stays: a cycle of error and frame would keep
+    # memories until the next collection of garbage.
+    try:
+        if first is not None:
+            raise first
+    finally:
+        del first
 
 
 def _is_asked_to_stop() -> bool:

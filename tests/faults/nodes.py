@@ -19,6 +19,8 @@ from tests.deployments.service import Service
 STORE_BYTES = 2**27
 HEAD = "head"
 ANSWER_S = 10.0
+# Ray keeps what is smaller with its owner, out of the stores.
+INLINED_BYTES = 100 * 1024
 START_S = 180.0
 
 
@@ -63,19 +65,16 @@ class Nodes:
     def shutdown(self) -> None:
         self._cluster.shutdown()
 
-    def num_stored_objects(self) -> int:
-        """In the stores of all nodes that live; Serve has a few of its own."""
-        return sum(stats.store_stats.num_local_objects for stats in self._stats())
-
-    def describe_objects(self) -> str:
-        """What is referred to by whom, for a failed test."""
-        lines = [
-            f"{worker.pid}: {ref}"
+    def references(self, *deployments: str) -> list[str]:
+        """The large objects that replicas of these deployments refer to."""
+        pids = {process.pid for name in deployments for process in replicas_of(name)}
+        return [
+            f"{worker.pid}: {ref.object_id.hex()}, {ref.object_size} bytes"
             for stats in self._stats()
             for worker in stats.core_workers_stats
             for ref in worker.object_refs
+            if worker.pid in pids and ref.object_size >= INLINED_BYTES
         ]
-        return "\n".join(lines)
 
     def _stats(self) -> list[Any]:
         return [
