@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.problem import Problem, ProblemsError
 
+INGRESS = "Ingress"  # the deployment that takes the requests
+
 
 class StrictModel(BaseModel):
     """Immutable and finite, and an unknown field is an error that names it."""
@@ -69,6 +71,15 @@ class GroupConfig(StrictModel):
     max_queued_requests: int = Field(default=1024, ge=1)
     drain_timeout_s: float = Field(default=60.0, gt=0)
     engine: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_not_the_ingress(self) -> Self:
+        if self.name == INGRESS:
+            raise ValueError(
+                f"group {self.name!r} has the name of the deployment that takes the requests; "
+                "Serve would rename one of the two. Rename the group"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_one_number_of_replicas(self) -> Self:

@@ -33,6 +33,12 @@ class KeyCheck:
             copy[key] = self._field(model, key, value, join(path, key))
         return copy
 
+    def only_known(
+        self, document: Mapping[Any, Any], known: Collection[str], *, path: str
+    ) -> dict[str, Any]:
+        """``corrected``, where there is a set of keys in place of a model."""
+        return dict(self._known(document, known, path))
+
     def _known(
         self, document: Mapping[Any, Any], known: Collection[str], path: str
     ) -> Iterator[tuple[str, Any]]:
@@ -55,7 +61,7 @@ class KeyCheck:
         if isinstance(held, type):
             return self.corrected(held, value, path=path)
         if held is not None and isinstance(value, Mapping):
-            return dict(self._known(value, held, path))
+            return self.only_known(value, held, path=path)
         return self._value(model.model_fields[key].annotation, value, path)
 
     def _value(self, annotation: Any, value: Any, path: str) -> Any:

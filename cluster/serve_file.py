@@ -24,6 +24,7 @@ from ray.serve.schema import (
 )
 
 from cluster.known_keys import DictFields, KeyCheck
+from cluster.own_classes import policy_problems, router_problems
 from cluster.problem import Problem, ProblemsError, join, problems_of
 
 ALL_INTERFACES = ("0.0.0.0", "::")
@@ -69,6 +70,12 @@ class CheckedFile:
     def port(self) -> int:
         """Only where there are no problems."""
         return int(self._http_option("port"))
+
+    @property
+    def request_timeout_s(self) -> float | None:
+        """Serve's own; None if there is none."""
+        timeout_s = self._http_option("request_timeout_s")
+        return timeout_s if isinstance(timeout_s, int | float) else None
 
     def _http_option(self, name: str) -> Any:
         options = self.document.get("http_options")
@@ -125,6 +132,7 @@ def _wrong_values(document: Mapping[str, Any]) -> Iterator[Problem]:
         policy = application.get("autoscaling_policy")
         if policy is not None:
             yield from _validate(AutoscalingPolicy, policy, join(path, "autoscaling_policy"))
+            yield from policy_problems(policy, join(path, "autoscaling_policy"))
         yield from _wrong_env(application, path)
         for place, deployment in _listed(application, "deployments", path):
             yield from _late_problems(deployment, place)
@@ -163,6 +171,12 @@ def _late_problems(deployment: Mapping[str, Any], path: str) -> Iterator[Problem
         if name == "autoscaling_config" and deployment.get("num_replicas") == "auto":
             options = {"max_replicas": AUTO_MAX_REPLICAS} | dict(options)
         yield from _validate(model, options, join(path, name))
+    scaling = deployment.get("autoscaling_config")
+    if isinstance(scaling, Mapping):
+        yield from policy_problems(scaling.get("policy"), join(path, "autoscaling_config.policy"))
+    yield from router_problems(
+        deployment.get("request_router_config"), join(path, "request_router_config")
+    )
 
 
 def _validate(model: type[BaseModel], document: Any, path: str) -> list[Problem]:

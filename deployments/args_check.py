@@ -35,6 +35,16 @@ def args_warnings(args: AppArgs) -> Iterator[Problem]:
         yield from _missing_adapters(args, group, f"groups[{i}]")
 
 
+def timeout_warnings(args: AppArgs, serve_timeout_s: float | None) -> Iterator[Problem]:
+    """``serve_timeout_s``: when Serve itself ends a request, by answering in plain text."""
+    if serve_timeout_s is not None and serve_timeout_s <= args.request_timeout_s:
+        yield Problem(
+            "request_timeout_s",
+            f"is {args.request_timeout_s:g} and http_options.request_timeout_s "
+            f"{serve_timeout_s:g}: Serve ends requests first, in plain text. Keep its own above",
+        )
+
+
 def _device_warnings(args: AppArgs, group: GroupConfig, path: str) -> Iterator[Problem]:
     device = args.engine_of(group).device
     if device.startswith("cuda") and group.num_gpus == 0:

@@ -12,11 +12,12 @@ from pydantic import ValidationError
 
 from cluster.config import GroupConfig
 from cluster.known_keys import KeyCheck
+from cluster.own_classes import ratios_of
 from cluster.placement import Demand, Node, Placement, place
 from cluster.problem import Problem, ProblemsError, join, problems_of
 from cluster.serve_file import CheckedFile, check_serve_file, read_serve_file
 from deployments.args import WITHOUT_PATHS, AppArgs
-from deployments.args_check import adapter_problems, args_warnings
+from deployments.args_check import adapter_problems, args_warnings, timeout_warnings
 from deployments.layout import (
     ApplicationLayout,
     lay_out_group,
@@ -99,7 +100,8 @@ def check_document(document: Any, nodes: Sequence[Node], *, checks_paths: bool =
         if args is not None:
             prefix = f"{config.get('name')}." if len(configs) > 1 else ""
             ours.append(_Application(path, config, args, prefix))
-            warnings += [warning.below(join(path, "args")) for warning in args_warnings(args)]
+            said = [*args_warnings(args), *timeout_warnings(args, serve.request_timeout_s)]
+            warnings += [warning.below(join(path, "args")) for warning in said]
     warnings += [_not_ours(path, one) for path, one in serve.applications if not _is_ours(one)]
     placement = place(nodes, _demands(ours))
     problems += [*_shortages(placement, ours), *_never_fit(ours, nodes)]
@@ -141,7 +143,19 @@ def _check_overrides(config: Mapping[str, Any], args: AppArgs | None) -> list[Pr
         *check_names(config, [group.name for group in args.groups]),
         *check_actor_options(config, args.groups),
         *check_user_configs(config, args),
+        *_unknown_ratios(config.get("autoscaling_policy"), args),
     ]
+
+
+def _unknown_ratios(policy: Any, args: AppArgs) -> Iterator[Problem]:
+    """Ratios of groups that there are not; the policy would leave them out without a word."""
+    groups = [group.name for group in args.groups]
+    for name in ratios_of(policy):
+        if name not in groups:
+            yield Problem(
+                "autoscaling_policy.policy_kwargs.ratios",
+                f"there is no group {name!r}; there are {', '.join(groups)}. Correct it",
+            )
 
 
 def _demands(ours: Sequence[_Application], *, at_most: bool = False) -> list[Demand]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cluster.config import GroupConfig
+from cluster.config import INGRESS, GroupConfig
 from cluster.known_keys import KeyCheck
 from cluster.problem import Problem, join, problems_of
 from cluster.serve_file import AUTO_MAX_REPLICAS
@@ -13,8 +13,6 @@ from deployments.args import AppArgs
 from deployments.live import LiveConfig
 from latentmas_core.errors import ConfigError
 from latentmas_core.pipelines.stage_worker import Roster
-
-INGRESS = "Ingress"
 
 Override = Mapping[str, Any]
 

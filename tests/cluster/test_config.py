@@ -46,6 +46,7 @@ def test_group_declared_twice_is_refused():
     [
         ("name", ""),
         ("name", "with space"),
+        ("name", "Ingress"),  # Serve would rename one of the two
         ("name", "a#b"),  # Serve joins application and deployment with it
         ("agents", []),
         ("num_replicas", 0),

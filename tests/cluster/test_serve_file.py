@@ -29,7 +29,7 @@ VALID: dict[str, Any] = {
                         "min_replicas": 2,
                         "policy": {
                             "policy_function": "cluster.autoscaling:KvPressurePolicy",
-                            "policy_kwargs": {"any_kwarg": 1},
+                            "policy_kwargs": {"target_kv_usage": 0.5},
                         },
                     },
                     "ray_actor_options": {"num_cpus": 1, "resources": {"any_resource": 1}},
@@ -180,6 +180,91 @@ def test_no_proxy_listens_nowhere():
 def test_wrong_value_in_an_override_is_refused_by_its_place(override, place):
     told = deployment_problems(**override)
     assert any(line.startswith(f"applications[0].deployments[0].{place}") for line in told), told
+
+
+KV_PRESSURE = "cluster.autoscaling:KvPressurePolicy"
+RATIO = "cluster.autoscaling.PipelineRatioPolicy"  # Serve takes both forms
+ROUTER = "cluster.routing:ResidencyRouter"
+
+
+def of_kv_pressure(**kwargs: Any) -> dict[str, Any]:
+    policy = {"policy_function": KV_PRESSURE, "policy_kwargs": kwargs}
+    return {"autoscaling_config": {"policy": policy}}
+
+
+def of_router(**kwargs: Any) -> dict[str, Any]:
+    router = {"request_router_class": ROUTER, "request_router_kwargs": kwargs}
+    return {"request_router_config": router}
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            of_kv_pressure(target_kv_usag=0.5),
+            ".target_kv_usag: unknown key 'target_kv_usag'. Did you mean 'target_kv_usage'?",
+        ),
+        (of_kv_pressure(target_kv_usage=1.5), ": target_kv_usage is 1.5; it is a share of"),
+        (of_kv_pressure(target_kv_usage="0.5"), ".target_kv_usage: got '0.5': Input should be a"),
+        (of_kv_pressure(ratios={"group": 1}), ".ratios: unknown key 'ratios'"),
+        (
+            {"autoscaling_config": {"policy": {"policy_kwargs": {"target_kv_usage": 0.5}}}},
+            ": 'ray.serve.autoscaling_policy:default_autoscaling_policy' is a function, to which",
+        ),
+        (of_router(max_leadd=3), ".max_leadd: unknown key 'max_leadd'. Did you mean 'max_lead'?"),
+        (of_router(max_lead="three"), ".max_lead: got 'three': Input should be a valid integer"),
+    ],
+)
+def test_wrong_kwarg_of_our_classes_is_refused_in_an_override(override, told):
+    (place,) = (
+        f"applications[0].deployments[0].{name}"
+        for name in (
+            "autoscaling_config.policy.policy_kwargs",
+            "request_router_config.request_router_kwargs",
+        )
+        if name.partition(".")[0] in override
+    )
+    (line,) = deployment_problems(**override)
+    assert line.startswith(f"{place}{told}")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        of_kv_pressure(),
+        of_kv_pressure(target_kv_usage=1),
+        of_router(),
+        of_router(max_lead=3),
+        {"autoscaling_config": {"policy": {"policy_kwargs": {}}}},
+        {"request_router_config": {"request_router_kwargs": {"of_serves_own_router": 1}}},
+    ],
+)
+def test_right_kwarg_is_fine(override):
+    assert deployment_problems(**override) == []
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "told"),
+    [
+        (
+            {"ratio": {"group": 2}},
+            [".ratio: unknown key 'ratio'. Did you mean 'ratios'?"],
+        ),
+        ({"ratios": {"group": -2}}, [": ratios: group 'group' has -2; a ratio is more than 0"]),
+        ({"ratios": {"group": "2"}}, [".ratios.group: got '2': Input should be a valid number"]),
+        ({"ratios": ["group"]}, [".ratios: got ['group']: Input should be a"]),
+        ({"weights": {}}, [".weights: unknown key 'weights'", ".ratios: is missing. Add it"]),
+        ({"ratios": {"group": 2}}, []),
+    ],
+)
+def test_wrong_kwargs_of_a_policy_of_the_application_are_refused(kwargs, told):
+    document = valid()
+    policy = {"policy_function": RATIO, "policy_kwargs": kwargs}
+    document["applications"][0]["autoscaling_policy"] = policy
+    lines = problems(document)
+    assert len(lines) == len(told)
+    for line, start in zip(lines, told, strict=True):
+        assert line.startswith(f"applications[0].autoscaling_policy.policy_kwargs{start}")
 
 
 def test_override_that_is_no_mapping_is_refused_not_a_crash():

@@ -16,16 +16,27 @@ SERVE_SECTIONS = {
 APPLICATION_SECTIONS = {
     "runtime_env": {"env_vars": {"A": "b"}},
     "logging_config": {"encoding": "JSON"},
+    "autoscaling_policy": {
+        "policy_function": "cluster.autoscaling:PipelineRatioPolicy",
+        "policy_kwargs": {"ratios": {"thinkers": 2, "deciders": 1}},
+    },
     "deployments": [
         {
             "name": "thinkers",
             "max_queued_requests": 9,
             "autoscaling_config": {
                 "max_replicas": 2,
-                "policy": {"policy_kwargs": {}},
+                "policy": {
+                    "policy_function": "cluster.autoscaling:KvPressurePolicy",
+                    "policy_kwargs": {"target_kv_usage": 0.5},
+                },
             },
             "ray_actor_options": {"num_cpus": 1, "runtime_env": {"env_vars": {"A": "b"}}},
-            "request_router_config": {"initial_backoff_s": 0.1},
+            "request_router_config": {
+                "initial_backoff_s": 0.1,
+                "request_router_class": "cluster.routing:ResidencyRouter",
+                "request_router_kwargs": {"max_lead": 3},
+            },
             "backpressure_config": {"status_code": 429},
             "logging_config": {"log_level": "INFO"},
             "user_config": {"latent_steps": 4, "adapters": {"load": []}},

@@ -30,6 +30,7 @@ MISSPELT = {
     "applications[0].args": "arg",
     "applications[0].runtime_env.env_vars": "env_var",
     "applications[0].logging_config.encoding": "encodings",
+    "applications[0].autoscaling_policy.policy_kwargs.ratios": "ratio",
     "applications[0].args.latent_steps": "latent_step",
     "applications[0].args.groups": "group",
     "applications[0].args.engine.kv_cache_bytes": "kv_cache_byte",
@@ -46,9 +47,15 @@ MISSPELT = {
     "applications[0].deployments[0].max_queued_requests": "max_queued_request",
     "applications[0].deployments[0].autoscaling_config.max_replicas": "max_replica",
     "applications[0].deployments[0].autoscaling_config.policy.policy_kwargs": "policy_kwarg",
+    "applications[0].deployments[0].autoscaling_config.policy.policy_kwargs.target_kv_usage": (
+        "target_kv_usag"
+    ),
     "applications[0].deployments[0].ray_actor_options.num_cpus": "num_cpu",
     "applications[0].deployments[0].ray_actor_options.runtime_env.env_vars": "envs",
     "applications[0].deployments[0].request_router_config.initial_backoff_s": "initial_backoff",
+    "applications[0].deployments[0].request_router_config.request_router_kwargs.max_lead": (
+        "max_leadd"
+    ),
     "applications[0].deployments[0].backpressure_config.status_code": "status",
     "applications[0].deployments[0].logging_config.log_level": "log_levels",
     "applications[0].deployments[0].user_config.latent_steps": "latent_step",

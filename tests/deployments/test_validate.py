@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from typer.testing import Result
 
+from cluster.config import INGRESS
 from deployments.app import build_app
 from deployments.ingress import Ingress
-from deployments.overrides import INGRESS
 from tests.deployments.validating import (
     ROOMY,
     SHIPPED,
@@ -114,6 +114,28 @@ def test_wrong_input_is_refused_by_name(change, told, refused):
     assert told in refused(change)
 
 
+def with_ratios(**ratios: float) -> Change:
+    policy = {
+        "policy_function": "cluster.autoscaling:PipelineRatioPolicy",
+        "policy_kwargs": {"ratios": ratios},
+    }
+    return lambda application: application.update(autoscaling_policy=policy)
+
+
+def test_ratio_of_a_group_that_there_is_not_is_refused(refused, accepted):
+    accepted(with_ratios(thinkers=2, deciders=1))
+    told = refused(with_ratios(thinker=2, deciders=1))
+    assert (
+        "applications[0].autoscaling_policy.policy_kwargs.ratios: there is no group 'thinker'; "
+        "there are thinkers, deciders"
+    ) in told
+
+
+def test_group_with_the_name_of_the_ingress_is_refused(refused):
+    told = refused(with_group(name=INGRESS))
+    assert "applications[0].args.groups[0]: group 'Ingress' has the name of the deploy" in told
+
+
 def test_group_that_is_overridden_twice_is_refused(refused):
     doubled = [{"name": "thinkers", "num_replicas": 1}, {"name": "thinkers", "num_replicas": 2}]
     told = refused(lambda application: application.update(deployments=doubled))
@@ -208,6 +230,12 @@ def test_room_that_only_packing_finds_is_a_warning_with_the_setting(accepted):
     nodes = ("--node", "cpus=8,gpus=1,count=2")
     assert "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY=1" in accepted(change, *nodes).stderr
     assert "PACK" not in accepted(change, "--node", "cpus=8,gpus=2").stderr
+
+
+def test_time_limit_above_that_of_serve_is_a_warning(accepted):
+    told = "args.request_timeout_s: is 5000 and http_options.request_timeout_s 600: Serve ends"
+    assert told in accepted(with_args(request_timeout_s=5000)).stderr
+    assert "request_timeout_s" not in accepted(with_args(request_timeout_s=599)).stderr
 
 
 def test_agent_with_an_adapter_that_is_not_loaded_is_a_warning(accepted):
