@@ -3,7 +3,8 @@
 A virtual token counter per kind (VTC, Sheng et al. 2024, "Fairness in Serving Large Language
 Models"): every row that is computed counts for its kind, and a kind that comes back after a pause
 starts at the least of those that are there, so that nobody saves up. Sequences of one kind go in
-the order they came, so with one kind this is a plain queue.
+the order they came, so with one kind this is a plain queue. Kinds that wait for a first row have a
+head start on those that go on with an answer: by so many rows at most, so that nobody starves.
 """
 
 import heapq
@@ -11,6 +12,8 @@ from collections import Counter, deque
 from collections.abc import Iterator
 
 from latentmas_core.engine.sequence import Sequence
+
+HEAD_START_ROWS = 64
 
 
 class FairQueue:
@@ -65,6 +68,11 @@ class FairQueue:
         """Rows that count for a kind; 0 for one that is not there."""
         return self._num_served.get(kind, 0)
 
+    def first(self) -> Sequence | None:
+        """The head of the kind that was served least."""
+        kind = min(self._queues, key=self._entry, default=None)
+        return None if kind is None else self._queues[kind][0]
+
     def in_turn(self) -> "Iterator[Sequence]":
         """Heads of the kinds, least served first.
 
@@ -88,7 +96,10 @@ class FairQueue:
         )
 
     def _entry(self, kind: str) -> tuple[int, int, str]:
-        return self._num_served[kind], self._queues[kind][0].sequence_id, kind
+        queue = self._queues[kind]
+        # The suspended ones of a kind stand before the others.
+        handicap = HEAD_START_ROWS if queue[-1].is_suspended else 0
+        return self._num_served[kind] + handicap, queue[0].sequence_id, kind
 
     def _forget_counters(self) -> None:
         """Kinds that would start at the least anyway need no counter: the table stays small."""

@@ -2,7 +2,8 @@
 
 The rows of a sequence are, in order: prompt tokens, latent steps, sampled tokens. A row is *known*
 once its input is; the row behind the last known one is found out by computing that one. A preempted
-sequence forgets what was computed but not what is known, so it comes back by a plain prefill.
+sequence forgets what was computed but not what is known, so it comes back by a plain prefill. A
+suspended one waits with its blocks and goes on where it stopped.
 """
 
 from collections.abc import Callable
@@ -81,6 +82,10 @@ class Sequence:
         self.num_cached_tokens = 0
         self.num_preemptions = 0
 
+        self.is_suspended = False
+        self.num_blocked_steps = 0  # that it was the first that waits, and had no place
+        self._num_known_before = 0
+
     def __repr__(self) -> str:
         return (
             f"Sequence({self.sequence_id}, agent={self.turn.agent!r}, computed={self.num_computed}"
@@ -113,6 +118,11 @@ class Sequence:
     @property
     def num_uncomputed(self) -> int:
         return self.num_known - self.num_computed
+
+    @property
+    def num_gained(self) -> int:
+        """Rows that were found out since it started or went on."""
+        return self.num_known - self._num_known_before
 
     @property
     def num_slots(self) -> int:
@@ -158,6 +168,12 @@ class Sequence:
             self.output_ids[max(start - first_output, 0) : max(end - first_output, 0)],
         )
 
+    def begin_slice(self) -> None:
+        """It starts, or goes on after it was suspended."""
+        self.is_suspended = False
+        self.num_blocked_steps = 0
+        self._num_known_before = self.num_known
+
     def forget_computed(self) -> None:
         """Back to the start: nothing is computed, everything known stays known."""
         self.block_table = []
@@ -177,4 +193,4 @@ class Sequence:
             num_latents=len(self.latents),
             context=self.memory.seen,
             adapter=self.mix.key,
-        )
+        ).as_computed()

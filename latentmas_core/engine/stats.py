@@ -22,6 +22,7 @@ class EngineStats:
     num_latent_steps_total: int
     num_cached_tokens_total: int
     num_preemptions_total: int
+    num_suspensions_total: int
     num_offloads_total: int
     adapters: AdapterStats = field(default_factory=AdapterStats)
 

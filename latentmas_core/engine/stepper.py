@@ -274,6 +274,8 @@ class Stepper:
     def _block_tables(self) -> Iterator[list[int]]:
         for sequence in self.scheduler.running:
             yield sequence.block_table
+        for sequence in self.scheduler.suspended:
+            yield sequence.block_table
         yield from self.memories.block_tables()
 
     def _report(self, sequence: Sequence) -> None:
@@ -357,6 +359,7 @@ class Stepper:
             num_latent_steps_total=counters.num_latent_steps,
             num_cached_tokens_total=counters.num_cached_tokens,
             num_preemptions_total=self.scheduler.num_preemptions,
+            num_suspensions_total=self.scheduler.num_suspensions,
             num_offloads_total=self.memories.num_offloads,
             adapters=self.adapters.stats(),
         )

@@ -7,7 +7,8 @@ Used by the engine's thread alone; reading and copying are done by a loader's th
 the outcome back. An adapter is *idle* while no running turn refers to it; only idle adapters that
 nobody pinned are evicted, longest unused first. One that was loaded for a turn that waits is
 *claimed*: only the first in the queue may take its place. What the first in the queue needs is
-*kept*: nobody takes its place. So nobody waits for ever.
+*kept*: nobody takes its place. So nobody waits for ever. Host memory keeps the latest loaded, but
+first of all those that turns have: one that is suspended should find its adapter there.
 """
 
 import logging
@@ -162,7 +163,7 @@ class AdapterCache:
         return berths
 
     def release(self, mix: AdapterMix) -> None:
-        """The turn runs no longer: it ended or was preempted."""
+        """The turn runs no longer: it ended, was preempted or is suspended."""
         for adapter in self._members(mix):
             assert adapter.num_refs > 0, f"{adapter.spec.name} is released twice"
             adapter.num_refs -= 1
@@ -175,6 +176,10 @@ class AdapterCache:
             for digest, adapter in self._on_device.items()
             if adapter.num_refs > 0 and not adapter.pinned_by and digest not in besides.digests
         ]
+
+    def is_on_host(self, mix: AdapterMix) -> bool:
+        """Whether it would come back to the device without a file being read."""
+        return all(adapter.packed is not None for adapter in self._members(mix))
 
     def is_full(self) -> bool:
         return len(self._on_device) >= self.max_loaded
@@ -266,7 +271,8 @@ class AdapterCache:
         if berth is None:
             return False
         adapter.berth = berth
-        adapter.is_loading = adapter.is_claimed = True
+        adapter.is_loading = True
+        adapter.is_claimed = adapter.num_holds > 0  # one that is only pinned is there for nobody
         self._on_device[adapter.spec.digest] = adapter
         self._loader.start(adapter, lambda outcome: self._end_loading(adapter, outcome))
         return True
@@ -344,7 +350,9 @@ class AdapterCache:
         self._on_host[digest] = adapter
         self._on_host.move_to_end(digest)
         while len(self._on_host) > self._max_host:
-            _, oldest = self._on_host.popitem(last=False)
+            unused = [adapter for adapter in self._on_host.values() if not adapter.num_holds]
+            oldest = next(iter(unused or self._on_host.values()))
+            del self._on_host[oldest.spec.digest]
             oldest.packed = None
 
     def _pin(self, adapter: CachedAdapter, name: str) -> None:

@@ -12,6 +12,7 @@ from latentmas_core.engine.model_loader import ModelShape
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.sequence import Sequence
 from latentmas_core.engine.turn import Turn
+from latentmas_core.lora.mix import NO_ADAPTERS, AdapterMix
 
 BLOCK_SIZE = 4
 SHAPE = ModelShape(
@@ -33,11 +34,12 @@ def create_sequence(
     memory: ResidentMemory | None = None,
     first_token: int = 0,
     has_prefix_keys: bool = False,
+    adapters: AdapterMix = NO_ADAPTERS,
 ) -> Sequence:
     """A sequence that nobody listens to; equal ``first_token`` means equal prompts."""
     prompt_ids = tuple(range(first_token, first_token + num_tokens))
     sampling = SamplingParams(max_tokens=max_tokens) if max_tokens else None
-    turn = Turn("agent", prompt_ids, memory, latent_steps, sampling)
+    turn = Turn("agent", prompt_ids, memory, latent_steps, sampling, adapters=adapters)
     return Sequence(
         turn,
         sink=lambda event: None,

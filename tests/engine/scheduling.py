@@ -1,6 +1,8 @@
 """A scheduler without a model: what a step computes is only counted."""
 
 from collections.abc import Callable
+from itertools import count
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -10,9 +12,12 @@ from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.scheduler import Scheduler
 from latentmas_core.engine.sequence import NextRow, Sequence
 from latentmas_core.latent.memory import Memory
-from latentmas_core.lora.arena import Berth
-from latentmas_core.lora.cached_adapter import Readiness
-from latentmas_core.lora.mix import AdapterMix
+from latentmas_core.lora.arena import Arena, Berth
+from latentmas_core.lora.cache import AdapterCache
+from latentmas_core.lora.cached_adapter import AdapterSpec, CachedAdapter, Readiness
+from latentmas_core.lora.layers import AdapterTerms
+from latentmas_core.lora.mix import AdapterMix, AdapterUse
+from latentmas_core.lora.packed import AdapterLayout, PackedAdapter
 from tests.engine.factories import BLOCK_SIZE, create_sequence
 from tests.latent.factories import create_segment
 
@@ -74,6 +79,9 @@ class NoAdapters:
     def running(self, *, besides: AdapterMix) -> list[str]:
         return []
 
+    def is_on_host(self, mix: AdapterMix) -> bool:
+        return True
+
     def evict_one(self) -> bool:
         return False
 
@@ -81,17 +89,82 @@ class NoAdapters:
         return False
 
 
+class FakeArena:
+    """Adapters take no blocks: only the places are counted."""
+
+    max_blocks = 10**6
+
+    def __init__(self) -> None:
+        self._starts = count()
+
+    def num_blocks_for(self, layout: AdapterLayout) -> int:
+        return 0
+
+    def reserve(self, layout: AdapterLayout) -> Berth:
+        return Berth(next(self._starts), 1, (), cast(AdapterTerms, None))
+
+    def free(self, berth: Berth) -> None: ...
+
+
+class NextStepLoader:
+    """What a step starts to load is there when the next one begins."""
+
+    def __init__(self) -> None:
+        self._ends: list[Callable[[], None]] = []
+
+    def start(self, adapter: CachedAdapter, on_end: Callable[[PackedAdapter], None]) -> None:
+        self._ends.append(lambda: on_end(cast(PackedAdapter, adapter.packed)))
+
+    def end_all(self) -> None:
+        ends, self._ends = self._ends, []
+        for end in ends:
+            end()
+
+
 def create_scheduler(
-    *, num_blocks: int = 100, max_num_seqs: int = 10, max_num_batched_tokens: int = 50
+    *,
+    num_blocks: int = 100,
+    max_num_seqs: int = 10,
+    max_num_batched_tokens: int = 50,
+    num_places: int = 0,
+    **settings: int,
 ) -> Scheduler:
+    """With ``num_places`` it knows the adapters "a" to "z"."""
     blocks = BlockManager(num_blocks, BLOCK_SIZE)
     return Scheduler(
         blocks,
         FakeMemories(blocks),
-        NoAdapters(),
+        create_cache(num_places) if num_places else NoAdapters(),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        **settings,
     )
+
+
+def create_cache(num_places: int) -> AdapterCache:
+    cache = AdapterCache(
+        cast(Arena, FakeArena()),
+        NextStepLoader(),
+        max_loaded=num_places,
+        max_host=99,
+        make_room=lambda num_blocks: True,
+        on_failure=lambda digest, error: None,
+    )
+    for name in "abcdefghijklmnopqrstuvwxyz":
+        register(cache, name)
+    return cache
+
+
+def register(cache: AdapterCache, name: str, *, is_pinned: bool = False) -> None:
+    layout = cast(AdapterLayout, None)
+    spec = AdapterSpec(name, name, Path(name), layout, "model", is_pinned)
+    cache.register(spec, cast(PackedAdapter, object()))
+
+
+def with_adapters(names: str, **fields: object) -> Sequence:
+    """A sequence that runs with the adapters that the letters name."""
+    mix = AdapterMix(tuple(AdapterUse(name) for name in names))
+    return create_sequence(adapters=mix, **fields)  # type: ignore[arg-type]
 
 
 def create_memory(num_rows: int) -> ResidentMemory:
@@ -106,6 +179,8 @@ def add_all(scheduler: Scheduler, *sequences: Sequence) -> None:
 
 def step(scheduler: Scheduler) -> list[tuple[Sequence, int]]:
     """One step as an engine computes it, without the model; finished sequences are removed."""
+    if isinstance(scheduler.adapters, AdapterCache):
+        cast(NextStepLoader, scheduler.adapters._loader).end_all()
     scheduled = scheduler.schedule()
     for sequence, num_rows in scheduled:
         is_last_known = num_rows == sequence.num_uncomputed
@@ -130,9 +205,14 @@ def is_finished(sequence: Sequence) -> bool:
 
 def check(scheduler: Scheduler) -> None:
     memories = cast(FakeMemories, scheduler.memories)
-    num_refs = sum(len(sequence.block_table) for sequence in scheduler.running)
+    running, waiting = scheduler.running, scheduler.waiting
+    num_refs = sum(len(sequence.block_table) for sequence in [*running, *scheduler.suspended])
     scheduler.blocks.check_integrity(num_refs + len(memories.idle_block_ids))
-    assert all(sequence.block_table == [] for sequence in scheduler.waiting)
+    waiting.check_integrity(len(running))
+    assert all(sequence.is_suspended or sequence.block_table == [] for sequence in waiting)
+    assert not any(sequence.is_suspended for sequence in running)
+    if isinstance(scheduler.adapters, AdapterCache):
+        scheduler.adapters.check_integrity([s.mix for s in running], [s.mix for s in waiting])
 
 
 def run_until(scheduler: Scheduler, is_reached: Callable[[], bool]) -> None:

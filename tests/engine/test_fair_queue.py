@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from latentmas_core.engine.fair_queue import FairQueue
+from latentmas_core.engine.fair_queue import HEAD_START_ROWS, FairQueue
 
 _ids = count()
 
@@ -15,6 +15,7 @@ class Waiting:
 
     kind: str
     sequence_id: int = field(default_factory=lambda: next(_ids))
+    is_suspended: bool = False
 
 
 def enter(queue: FairQueue, *kinds: str) -> list[Any]:
@@ -96,6 +97,44 @@ def test_what_is_put_back_is_first_of_its_kind() -> None:
     queue.put_back(first)
     assert list(queue) == [first, second]
     queue.check_integrity(num_running=0)
+
+
+def suspend(queue: FairQueue, *sequences: Any) -> None:
+    for sequence in sequences:
+        queue.take(sequence)
+        sequence.is_suspended = True
+        queue.put_back(sequence)
+
+
+def test_kind_that_waits_for_its_first_row_goes_before_one_that_goes_on() -> None:
+    queue = FairQueue()
+    a, b, c = enter(queue, *"abc")
+    suspend(queue, a, c)
+    queue.charge(b, HEAD_START_ROWS - 1)
+    assert queue.first() is b
+    assert take_all(queue) == [*"bac"]
+
+
+def test_kind_that_goes_on_waits_no_longer_than_the_head_start() -> None:
+    queue = FairQueue()
+    a, b = enter(queue, *"ab")
+    suspend(queue, a)
+    queue.charge(b, HEAD_START_ROWS + 1)
+    assert queue.first() is a
+    assert take_all(queue) == [*"ab"]
+
+
+def test_kind_with_both_has_the_head_start_and_goes_on_first() -> None:
+    queue = FairQueue()
+    a, b, new = enter(queue, *"aba")
+    suspend(queue, a, b)
+    queue.charge(a, 10)
+    assert list(queue.in_turn()) == [a, b]
+    assert list(queue)[:2] == [a, new]
+
+
+def test_first_of_nobody_is_nobody() -> None:
+    assert FairQueue().first() is None
 
 
 def test_counts_follow_those_who_wait_and_run() -> None:

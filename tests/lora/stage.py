@@ -215,7 +215,7 @@ class Stage:
         for memory in self.stepper.memories._held.values():
             if memory.block_table is not None:
                 self._check_rows(memory.block_table, self._marks[id(memory)])
-        for sequence in self.scheduler.running:
+        for sequence in [*self.scheduler.running, *self.scheduler.suspended]:
             self._check_rows(sequence.block_table, self._marks_of(sequence)[: sequence.num_slots])
 
     def _check_berth(self, adapter: CachedAdapter) -> None:

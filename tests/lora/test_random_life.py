@@ -48,10 +48,12 @@ class Life:
 
     def unload(self) -> None:
         if self.known:
-            name = self.dice.choice(sorted(self.known))
-            del self.known[name]
-            self.pinned.discard(name)
-            self.stage.adapters.unregister(name)
+            self.forget(self.dice.choice(sorted(self.known)))
+
+    def forget(self, name: str) -> None:
+        del self.known[name]
+        self.pinned.discard(name)
+        self.stage.adapters.unregister(name)
 
     def submit(self) -> None:
         names = self.dice.sample(sorted(self.known), min(len(self.known), self.dice.randint(0, 2)))
@@ -76,6 +78,19 @@ class Life:
         if under_way:
             self.stage.abort(self.dice.choice(under_way))
             self.num["aborted"] += 1
+
+    def abort_suspended(self) -> None:
+        suspended = [t for t in self.tickets if t.sequence.is_suspended]
+        if suspended:
+            self.stage.abort(self.dice.choice(suspended))
+            self.num["aborted while suspended"] += 1
+
+    def unload_suspended(self) -> None:
+        suspended = {digest for s in self.stage.scheduler.suspended for digest in s.mix.digests}
+        names = sorted(name for name, digest in self.known.items() if digest in suspended)
+        if names:
+            self.forget(self.dice.choice(names))
+            self.num["unloaded while suspended"] += 1
 
     def end_load(self) -> None:
         pending = self.stage.loader.pending
@@ -143,6 +158,8 @@ ACTIONS = {
     Life.unload: 1,
     Life.submit: 6,
     Life.abort: 1,
+    Life.abort_suspended: 0.5,
+    Life.unload_suspended: 0.5,
     Life.end_load: 4,
     Life.release: 2,
     Life.step: 12,
@@ -162,6 +179,7 @@ def test_whatever_comes_and_goes_all_counts_and_rows_stay_right(
         max_num_seqs=dice.choice([2, 8]),
         max_num_batched_tokens=dice.choice([6, 40]),
     )
+    stage.scheduler.slice_rows = dice.choice([1, 2, 8])
     life = Life(stage, seed)
     for _ in range(NUM_ACTIONS):
         (action,) = life.dice.choices(list(ACTIONS), list(ACTIONS.values()))
@@ -170,3 +188,5 @@ def test_whatever_comes_and_goes_all_counts_and_rows_stay_right(
     life.end()
     assert life.num["done"] > 20
     assert life.num["load"] > 5
+    if stage.adapters.max_loaded == 1:
+        assert stage.scheduler.num_suspensions > 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from latentmas_core.engine.scheduler import SLICE_ROWS
 from latentmas_core.errors import AdapterError, EngineError
 from tests.lora.stage import Stage, Ticket
 
@@ -52,6 +53,7 @@ def test_twice_as_many_adapters_as_places_all_get_their_turn(tiny_llama: Path) -
     tickets = [stage.submit(*name, max_tokens=4) for name in [*"abcdef", ""] * 4]
     stage.run(*tickets)
     assert all(ticket.done for ticket in tickets)
+    assert stage.scheduler.num_suspensions == 0, "they are short"
     assert stage.adapters.num_loads == 3 + len(stage.evicted)
     # Turns of one adapter that wait together run together: it is not loaded for each of them.
     assert stage.adapters.num_loads <= 3 * 6
@@ -61,7 +63,7 @@ def test_twice_as_many_adapters_as_places_all_get_their_turn(tiny_llama: Path) -
 def test_adapter_in_use_is_never_evicted(tiny_llama: Path) -> None:
     stage = Stage(tiny_llama, max_loaded=1)
     load_all(stage, "ab")
-    first, second = stage.submit("a", max_tokens=30), stage.submit("b", max_tokens=1)
+    first, second = stage.submit("a", max_tokens=SLICE_ROWS), stage.submit("b", max_tokens=1)
     while first.done is None:
         stage.step()
         stage.loader.end_all()
@@ -127,6 +129,18 @@ def test_pin_that_splits_the_pool_ends_a_wait_with_an_error(tiny_llama: Path) ->
     assert isinstance(waiting.error, AdapterError)
     assert "pinned" in waiting.error.message
     assert base.done is not None
+
+
+def test_adapter_that_was_only_pinned_is_kept_for_nobody(tiny_llama: Path) -> None:
+    stage = Stage(tiny_llama, max_loaded=1)
+    stage.load("a", is_pinned=True)
+    stage.loader.end_all()
+    stage.load("a")
+    stage.assert_empty()
+    use(stage, "a")
+    stage.load("b")
+    use(stage, "b")
+    assert stage.evicted == ["a"]
 
 
 # --- nobody starves -------------------------------------------------------------------------------
