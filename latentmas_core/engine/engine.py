@@ -264,7 +264,7 @@ class Engine:
 
     async def check_integrity(self) -> None:
         """Raise AssertionError if any count of blocks or references does not add up."""
-        await self._inbox.call(self.stepper.check_integrity)
+        await self._inbox.call(lambda: self.stepper.check_integrity(self._holds.mixes))
 
     # From here to _pack: the engine's thread.
 

@@ -7,7 +7,7 @@ held, whatever way it ends. Knows no threads and no event loops.
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from latentmas_core.config import EngineConfig
 from latentmas_core.engine.block_manager import BlockManager
@@ -34,6 +34,7 @@ from latentmas_core.lora.arena import Arena
 from latentmas_core.lora.cache import AdapterCache
 from latentmas_core.lora.cached_adapter import AdapterSpec
 from latentmas_core.lora.loader import AdapterLoader
+from latentmas_core.lora.mix import AdapterMix
 from latentmas_core.lora.packed import PackedAdapter
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Stepper:
             return self._fail_stuck()
         started_at = time.monotonic()
         try:
-            self.runner.step(scheduled, self.pool)
+            overflown = self.runner.step(scheduled, self.pool)
         except Exception:
             logger.exception("a step of %d sequences failed", len(scheduled))
             self.num_failures_in_a_row += 1
@@ -123,6 +124,9 @@ class Stepper:
             return True
         self.num_failures_in_a_row = 0
         self._step_seconds.append(time.monotonic() - started_at)
+        if overflown:
+            self._fail_overflown(overflown)
+            scheduled = [rows for rows in scheduled if rows.sequence not in overflown]
         self.scheduler.advance(scheduled)
         self._counters.num_steps += 1
         self._counters.num_rows += sum(rows.num_rows for rows in scheduled)
@@ -215,6 +219,15 @@ class Stepper:
         """An adapter could not be loaded: nobody waits for it in vain."""
         waiting = [s for s in self.scheduler.waiting if digest in s.mix.digests]
         self.fail(waiting, error)
+
+    def _fail_overflown(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            error = AdapterError(
+                f"agent {sequence.turn.agent!r}: with its adapters numbers go beyond what "
+                f"{self.runner.dtype} holds. Lower their weights, or use others.",
+                param="adapters",
+            )
+            self.fail([sequence], error)
 
     def _fail_stuck(self) -> bool:
         """Fail the sequence that no end of another would let in; False if there is none."""
@@ -364,13 +377,14 @@ class Stepper:
             adapters=self.adapters.stats(),
         )
 
-    def check_integrity(self) -> None:
+    def check_integrity(self, held: Iterable[AdapterMix] = ()) -> None:
+        """``held``: what answers keep known between their turns."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
         num_refs = sum(len(table) for table in self._block_tables()) + self.adapters.num_blocks
         self.blocks.check_integrity(num_refs)
         self.memories.check_integrity()
         waiting.check_integrity(len(running))
-        self.adapters.check_integrity([s.mix for s in running], [s.mix for s in waiting])
+        self.adapters.check_integrity([s.mix for s in running], [*(s.mix for s in waiting), *held])
 
 
 def _make_pool(config: EngineConfig, runner: ModelRunner) -> tuple[BlockManager, Pool]:
