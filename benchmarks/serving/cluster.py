@@ -37,9 +37,7 @@ class ServeCluster:
     @property
     def core_s(self) -> float:
         """Seconds that cores have worked for all processes of the cluster, ended ones too."""
-        for process in self._processes:
-            for one in (process, *_descendants(process)):
-                self._note(one)
+        self._note_all()
         return sum(self._core_s_of.values())
 
     @contextmanager
@@ -50,8 +48,13 @@ class ServeCluster:
         try:
             yield serve.run(application, name=name, route_prefix=route_prefix)
         finally:
-            self.core_s  # noqa: B018 - notes what its processes did before they are gone
+            self._note_all()  # soon its processes are gone
             serve.delete(name)
+
+    def _note_all(self) -> None:
+        for process in self._processes:
+            for one in (process, *_descendants(process)):
+                self._note(one)
 
     def _note(self, process: psutil.Process) -> None:
         try:

@@ -41,7 +41,6 @@ MODEL_SHAPE = {
     "tie_word_embeddings": True,
 }
 MODEL_NAME = "a random Llama of 8 layers, 64 KiB of keys and values per row"
-NUM_WARM_TURNS = 9
 FREE = {"num_cpus": 0}
 THINKERS, DECIDERS = ["planner", "critic"], ["refiner", "judger"]
 
@@ -124,7 +123,6 @@ def measure_handoff(bench: HandoffBench) -> list[Measurement]:
 
 def _measure_size(bench: HandoffBench, caller: GroupHandle, size: MemorySize) -> list[Measurement]:
     name = size.name
-    turn_s: float = caller.warm_turn_s.remote(name, NUM_WARM_TURNS).result()
     num_bytes: int = caller.num_bytes.remote(name).result()
     ways = interleave(
         bench.sizes.num_rounds,
@@ -135,13 +133,13 @@ def _measure_size(bench: HandoffBench, caller: GroupHandle, size: MemorySize) ->
         },
     )
     runs: list[HandOff] = ways["store"]
-    ours = _ms("through the object store", [run.total - turn_s for run in runs])
-    by_value = _ms("by value, a dict per layer", [s - turn_s for s in ways["value"]])
+    ours = _ms("through the object store", [run.whole for run in runs])
+    by_value = _ms("by value, a dict per layer", ways["value"])
     bare_put = _ms("ray.put of as many bytes", ways["put"])
     note = (
         f"{num_bytes / MB:.1f} MB; p10 {percentile(ours, 10):.1f}, p90 "
-        f"{percentile(ours, 90):.1f} ms. From before the giver is called until the taker has read "
-        f"it in its blocks, less {1e3 * turn_s:.1f} ms for the same turn on a memory that was there"
+        f"{percentile(ours, 90):.1f} ms. From before the giver is called until the taker has it in "
+        "blocks: a turn reads it, and what the next turn on it takes is taken off"
     )
     is_same: bool = caller.is_the_same.remote(name).result()
     agreement = Agreement(
@@ -170,7 +168,7 @@ def _measure_size(bench: HandoffBench, caller: GroupHandle, size: MemorySize) ->
     )
     return [
         *measured,
-        *_parts(bench, size, runs, turn_s, ours),
+        *_parts(bench, size, runs, ours),
         _put(bench, size, runs, bare_put),
     ]
 
@@ -179,7 +177,6 @@ def _parts(
     bench: HandoffBench,
     size: MemorySize,
     runs: Sequence[HandOff],
-    turn_s: float,
     whole: Figures,
 ) -> Iterator[Measurement]:
     """Where the time goes; the ratio is a part's share."""
@@ -188,7 +185,7 @@ def _parts(
         "put and yield": [run.put for run in runs],
         "fetch": [run.fetch for run in runs],
         "load into blocks": [run.load for run in runs],
-        "attach": [run.turn - turn_s for run in runs],
+        "attach": [run.attach for run in runs],
         "calls": [run.calls for run in runs],
     }
     for part, seconds in parts.items():

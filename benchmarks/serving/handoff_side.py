@@ -7,7 +7,6 @@ lies ready in blocks, and a stage that reads one takes a turn of one token.
 import asyncio
 import hashlib
 import math
-import statistics
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -90,14 +89,17 @@ class TimedEngine:
         if all(memory is not kept for kept in self.ready.values()):
             await self._engine.release(memory)
 
-    async def read(self, memory: ResidentMemory) -> None:
-        """One turn behind the memory, of one token: then it is in blocks."""
-        started_s = time.perf_counter()
+    async def read_twice(self, memory: ResidentMemory) -> None:
+        """A turn of one token behind the memory, which is in blocks then; and the same once more.
+
+        The second says what the turn itself costs, at the same time and on the same memory.
+        """
         sampling = SamplingParams(max_tokens=1, ignore_eos=True)
-        await self._engine.complete(
-            Turn("judger", prompt_ids=(1,), memory=memory, sampling=sampling)
-        )
-        self.note("turn", started_s)
+        turn = Turn("judger", prompt_ids=(1,), memory=memory, sampling=sampling)
+        for name in ("turn", "warm turn"):
+            started_s = time.perf_counter()
+            await self._engine.complete(turn)
+            self.note(name, started_s)
 
     def note(self, name: str, started_s: float) -> None:
         self.spans[name] = Span(started_s, time.perf_counter())
@@ -115,7 +117,7 @@ class MemoryWorker:
         if memory is None:
             yield StageDone(self._engine.ready[stage.name])
             return
-        await self._engine.read(memory)
+        await self._engine.read_twice(memory)
         yield StageDone(None)
 
 
@@ -154,18 +156,6 @@ class HandoffGroup:
     async def spans(self) -> dict[str, Span]:
         """Of the last stage."""
         return self._engine.spans
-
-    async def num_bytes(self, name: str) -> int:
-        """What a memory takes on the wire."""
-        return (await self._pack(self._engine.ready[name])).num_bytes
-
-    async def warm_turn_s(self, name: str, num_turns: int) -> float:
-        """Median of the turn of one token behind a memory that is in blocks."""
-        durations_s = []
-        for _ in range(num_turns):
-            await self._engine.read(self._engine.ready[name])
-            durations_s.append(self._engine.spans["turn"].duration_s)
-        return statistics.median(durations_s)
 
     async def put_s(self, num_bytes: int) -> float:
         """Ray's own copy of so many bytes into the object store."""
@@ -224,7 +214,7 @@ class HandoffGroup:
         return memory.memory, tensors
 
     async def take_by_value(self, memory: Memory, tensors: dict[str, torch.Tensor]) -> None:
-        """Into blocks, and a turn of one token behind it."""
+        """Into blocks, and the turns behind it."""
         (segment,) = memory.segments
         layers = range(self._plain.shape.num_layers)
         rows = KVRows(
@@ -233,7 +223,7 @@ class HandoffGroup:
         )
         content = SegmentTensors(tensors["latents"], rows)
         loaded = await self._plain.load(memory, {segment.segment_id: content})
-        await self._engine.read(loaded)
+        await self._engine.read_twice(loaded)
         await self._plain.release(loaded)
 
     async def _pack(self, memory: ResidentMemory) -> PackedSegments:
