@@ -261,6 +261,8 @@ class Scheduler:
     ) -> None:
         if self.stuck is not None and self._draining is None:
             return  # whatever ends now makes room for this one, and for nobody else
+        if len(self.running) >= self.max_num_seqs:
+            return  # without sorting all that wait
         for sequence in self._candidates():
             is_first = sequence is first
             if budget == 0 or len(self.running) >= self._max_running(sequence):
