@@ -95,8 +95,9 @@ def test_thinking_equals_running_all_rows_again_at_every_step(
     rows = think_naively(model, embed(model, FIRST), latent_steps)
     assert thought.latents.shape == (latent_steps, model.config.hidden_size)
     assert thought.memory.num_rows == thought.memory.next_position == len(rows)
-    assert_close(thought.latents, rows[len(FIRST) :], atol=1e-5, rtol=0)
-    assert_memory_close(thought.memory, forward_at_once(model, rows), atol=1e-5)
+    # In fp32, with sums in another order: up to 1.04e-5 has been seen.
+    assert_close(thought.latents, rows[len(FIRST) :], atol=3e-5, rtol=0)
+    assert_memory_close(thought.memory, forward_at_once(model, rows), atol=3e-5)
 
 
 def test_a_chain_of_two_agents_equals_one_forward_over_their_rows(model: PreTrainedModel) -> None:
@@ -105,7 +106,7 @@ def test_a_chain_of_two_agents_equals_one_forward_over_their_rows(model: PreTrai
     second = plain.think(SECOND, first.memory, latent_steps=3)
     agents = [embed(model, FIRST), first.latents, embed(model, SECOND), second.latents]
     full = forward_at_once(model, torch.cat(agents))
-    assert_memory_close(second.memory, full, atol=1e-5)
+    assert_memory_close(second.memory, full, atol=3e-5)
     full = forward_at_once(model, torch.cat([*agents, embed(model, THIRD)]))
     assert_close(plain.logits(THIRD, second.memory), full.logits[-1], atol=1e-4, rtol=0)
 
