@@ -124,7 +124,7 @@ async def test_iteration_that_never_starts_costs_nothing(engine: Engine) -> None
 async def test_cancelled_request_for_a_memory_leaves_none(
     engine: Engine, memory: ResidentMemory, request_name: str
 ) -> None:
-    other = await think(engine)
+    other = await think(engine, prompt="Another one.")
     contents = {s.segment_id: t for s, t in await contents_of(engine, memory)}
     requests = {
         "load": lambda: engine.load(memory.memory, contents),
