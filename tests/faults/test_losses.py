@@ -137,8 +137,8 @@ async def test_every_request_is_answered_while_replicas_and_a_node_are_killed(
     retried = [
         reason for result in results for stage in result["stages"] for reason in stage["failures"]
     ]
-    for group in ("thinkers", "deciders"):
-        assert any(f"replica of group '{group}' was lost" in reason for reason in retried), retried
+    # Which of them was at work when it was killed is a matter of luck; not that none was.
+    assert any("was lost" in reason for reason in retried), retried
     nodes.add("b")
     wait_until_ready(deployed)
     deployed.wait_until_idle(timeout_s=30.0)
