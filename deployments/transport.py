@@ -115,7 +115,12 @@ async def stream_stage(
             message = await ref  # that of the generator raises what ended it
             if isinstance(message, StageFailed):
                 is_done = True
-                raise message.error
+                failure, message = message.error, None
+                try:
+                    raise failure
+                finally:
+                    # Error and frame would keep each other, and the memories of the call.
+                    del failure
             if isinstance(message, StageMade):
                 made = message
             yield message

@@ -123,7 +123,8 @@ class Walk(Generic[MemoryRef]):
 
     def _give_up(self, stage: Stage, error: LatentMASError) -> None:
         logger.warning("stage %s is done without: %s", stage.name, error.message)
-        self._failures[stage.name] = error
+        # Its frames know this walk and the memories that were read: they would keep each other.
+        self._failures[stage.name] = error.with_traceback(None)
         agents = tuple(node.name for node in stage.nodes)
         self.events.put_nowait(StageGivenUp(stage.name, agents, error.message))
 
