@@ -5,11 +5,12 @@ from itertools import cycle
 
 import pytest
 import ray
+from ray import serve
 
 from deployments.args import AppArgs
 from latentmas_core.system import LatentMASSystem
 from tests.deployments.service import events_of
-from tests.faults.nodes import deploy, kill_9, make_args, replicas_of, wait_until_ready
+from tests.faults.nodes import START_S, deploy, kill_9, make_args, replicas_of, wait_until_ready
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
@@ -119,8 +120,13 @@ async def test_every_request_is_answered_while_replicas_and_a_node_are_killed(
     node_of_b = {node["NodeID"] for node in ray.nodes() if "b" in node["Resources"]}
 
     def kill(group):
-        victims = [p for p in replicas_of(group) if p.node_id not in node_of_b]
-        kill_9((victims or replicas_of(group))[0].pid)
+        """One that answers, first those on the node that stays; its successor may still start."""
+        found = []
+        deployed.wait_until(
+            lambda: found.extend(replicas_of(group)) or found, timeout_s=START_S, says=serve.status
+        )
+        found.sort(key=lambda process: process.node_id in node_of_b)
+        kill_9(found[0].pid)
 
     async def break_something(num_answered):
         if num_answered in (8, 20):
