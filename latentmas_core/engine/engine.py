@@ -7,6 +7,7 @@ sequence; others post commands to its inbox and receive events.
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, closing
@@ -303,12 +304,20 @@ class Engine:
         self._holds = AdapterHolds(self.stepper.adapters)
 
     def _step_until_closed(self) -> None:
-        can_step = False
+        timeout_s: float | None = None
         while True:
-            self._inbox.run_commands(is_blocking=not can_step)
+            self._inbox.run_commands(timeout_s=timeout_s)
             if self._is_closed:
                 return
             can_step = self.stepper.has_work and self.stepper.step()
+            timeout_s = 0.0 if can_step else self._idle_s()
+
+    def _idle_s(self) -> float | None:
+        """How long there is nothing to compute unless something is posted; None: for ever."""
+        end = self.stepper.earliest_end
+        if end is None:
+            return None
+        return min(max(end - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
 
     def _stop(self) -> None:
         self._is_closed = True

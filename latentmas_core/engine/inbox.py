@@ -36,7 +36,7 @@ class Inbox:
         """
         with self._lock:
             self._is_closed = True
-            self.run_commands(is_blocking=False)
+            self.run_commands()
 
     async def call(
         self, function: Callable[[], T], *, undo: Callable[[T], None] | None = None
@@ -58,12 +58,18 @@ class Inbox:
                 self.post(lambda: _undo(future, undo))
             raise
 
-    def run_commands(self, *, is_blocking: bool) -> None:
-        """Run what was posted; with ``is_blocking`` wait until there is something."""
-        if is_blocking:
-            self._commands.get()()
-        while not self._commands.empty():
-            self._commands.get()()
+    def run_commands(self, *, timeout_s: float | None = 0.0) -> None:
+        """Run what was posted; wait so long for something, with None for ever."""
+        command = self._next(timeout_s)
+        while command is not None:
+            command()
+            command = self._next(0.0)
+
+    def _next(self, timeout_s: float | None) -> Command | None:
+        try:
+            return self._commands.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
 
 
 def _settle(future: Future[T], function: Callable[[], T]) -> None:

@@ -152,7 +152,7 @@ def _lora_batch(scheduled: Sequence[ScheduledRows]) -> LoRABatch | None:
     """The adapters of the step: neighbours that run with the same ones are one segment."""
     segments: list[Segment] = []
     start = 0
-    for _, rows in groupby(scheduled, key=lambda rows: rows.sequence.kind):
+    for _, rows in groupby(scheduled, key=lambda rows: rows.sequence.mix_key):
         together = list(rows)
         num_rows = sum(rows.num_rows for rows in together)
         sequence = together[0].sequence

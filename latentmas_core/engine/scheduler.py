@@ -17,8 +17,9 @@ from typing import NamedTuple, Protocol
 
 from latentmas_core.engine.block_manager import BlockManager
 from latentmas_core.engine.fair_queue import FairQueue
-from latentmas_core.engine.resident import ResidentMemory
+from latentmas_core.engine.row_blocks import MemoryAccess, RowBlocks
 from latentmas_core.engine.sequence import Sequence
+from latentmas_core.latent.segment import BASE_ADAPTER
 from latentmas_core.lora.arena import Berth
 from latentmas_core.lora.cached_adapter import Readiness
 from latentmas_core.lora.mix import NO_ADAPTERS, AdapterMix
@@ -37,17 +38,6 @@ class ScheduledRows(NamedTuple):
     num_rows: int
 
 
-class MemoryAccess(Protocol):
-    """What the scheduler asks of the store of memories."""
-
-    def pin(self, memory: ResidentMemory | None) -> None: ...
-    def unpin(self, memory: ResidentMemory | None) -> None: ...
-    def num_blocks_to_attach(self, memory: ResidentMemory | None) -> int: ...
-    def attach(self, sequence: Sequence) -> None: ...
-    def detach(self, sequence: Sequence, *, keeps_tail: bool = False) -> None: ...
-    def make_room(self, num_blocks: int, *, spared: ResidentMemory | None = None) -> bool: ...
-
-
 class AdapterAccess(Protocol):
     """What the scheduler asks of the cache of adapters."""
 
@@ -55,10 +45,13 @@ class AdapterAccess(Protocol):
     def drop(self, mix: AdapterMix) -> None: ...
     def keep(self, mix: AdapterMix) -> None: ...
     def request(self, mix: AdapterMix, *, is_first: bool) -> Readiness: ...
+    def ready(self) -> set[str]: ...
     def acquire(self, mix: AdapterMix) -> list[Berth]: ...
     def release(self, mix: AdapterMix) -> None: ...
     def running(self, *, besides: AdapterMix) -> SequenceOf[str]: ...
     def is_on_host(self, mix: AdapterMix) -> bool: ...
+    @property
+    def num_loading(self) -> int: ...
     @property
     def num_idle_blocks(self) -> int: ...
     def evict_one(self) -> bool: ...
@@ -82,6 +75,7 @@ class Scheduler:
         self.blocks = blocks
         self.memories = memories
         self.adapters = adapters
+        self._row_blocks = RowBlocks(blocks, memories)
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.slice_rows = slice_rows
@@ -131,16 +125,16 @@ class Scheduler:
         for sequence, num_rows in scheduled:
             sequence.num_computed += num_rows
             self.waiting.charge(sequence, num_rows)
-            self._publish(sequence)
+            self._row_blocks.publish(sequence)
 
     def remove(self, sequence: Sequence, *, keeps_tail: bool = False) -> None:
         """Forget a sequence that was added and drop its references, wherever it is."""
         if sequence in self.running:
             self.running.remove(sequence)
             self._let_adapters_go(sequence)
-            self._free(sequence, keeps_tail=keeps_tail)
+            self._row_blocks.free(sequence, keeps_tail=keeps_tail)
         elif sequence.is_suspended:
-            self._free(sequence)
+            self._row_blocks.free(sequence)
         if self._promised is sequence:
             self._promised = None
         self.waiting.leave(sequence)
@@ -196,7 +190,7 @@ class Scheduler:
         if digest is None or first.num_blocked_steps < self.patience_steps:
             return False
         # Without room for it, whoever is suspended would soon be recomputed.
-        if not self._make_room_of_idle(self._num_blocks_to_start(first), spared=first):
+        if not self._make_room_of_idle(self._row_blocks.num_to_start(first), spared=first):
             return False
         self._suspend_users(digest)
         self._promised = first
@@ -230,8 +224,7 @@ class Scheduler:
         return max(running, key=self._num_served, default=None)
 
     def _num_served(self, digest: str) -> int:
-        """Rows that count for the most served kind of those that run with an adapter."""
-        return max(self.waiting.num_served(sequence.kind) for sequence in self._users(digest))
+        return self.waiting.num_served((digest,))
 
     def _users(self, digest: str) -> list[Sequence]:
         return [sequence for sequence in self.running if digest in sequence.mix.digests]
@@ -263,13 +256,21 @@ class Scheduler:
             return  # whatever ends now makes room for this one, and for nobody else
         if len(self.running) >= self.max_num_seqs:
             return  # without sorting all that wait
+        startable: set[str] | None = None  # adapters; None: others may still be loaded
         for sequence in self._candidates():
             is_first = sequence is first
             if budget == 0 or len(self.running) >= self._max_running(sequence):
                 return
-            if self._draining in sequence.mix.digests:
+            if self._draining in sequence.kind:
                 continue
-            if self.adapters.request(sequence.mix, is_first=is_first) is not Readiness.READY:
+            if startable is not None and not (is_first or startable.issuperset(sequence.kind)):
+                continue
+            readiness = self.adapters.request(sequence.mix, is_first=is_first)
+            if startable is None and readiness is Readiness.BLOCKED and self.adapters.is_full():
+                # No place for this one, so none is looked for on behalf of the others: they may be
+                # thousands.
+                startable = {BASE_ADAPTER, *self.adapters.ready()}
+            if readiness is not Readiness.READY:
                 continue
             if not self._make_room_for(sequence, is_first=is_first):
                 return
@@ -297,7 +298,7 @@ class Scheduler:
         # Before anything moves out: they must not be among what does.
         sequence.berths = self.adapters.acquire(sequence.mix)
         make_room = self.make_room if is_first else self._make_room_of_idle
-        if make_room(self._num_blocks_to_start(sequence), spared=sequence):
+        if make_room(self._row_blocks.num_to_start(sequence), spared=sequence):
             return True
         self._let_adapters_go(sequence)
         return False
@@ -306,51 +307,23 @@ class Scheduler:
         self.adapters.release(sequence.mix)
         sequence.berths = []
 
-    def _num_blocks_to_start(self, sequence: Sequence) -> int:
-        """Blocks that are taken from the free ones when it starts, or goes on."""
-        memory = sequence.turn.memory
-        num_blocks = self._num_blocks_at_start(sequence)
-        if sequence.is_suspended:
-            return num_blocks - len(sequence.block_table)
-        num_memory_blocks = self.blocks.num_blocks_for(sequence.num_memory_rows)
-        return num_blocks - num_memory_blocks + self.memories.num_blocks_to_attach(memory)
-
-    def _num_blocks_at_start(self, sequence: Sequence) -> int:
-        num_rows = sequence.num_known + sequence.num_latents_due - len(sequence.latents)
-        return self.blocks.num_blocks_for(sequence.num_memory_rows + num_rows)
-
     def _start(self, sequence: Sequence) -> None:
         self.waiting.take(sequence)
-        if not sequence.is_suspended:
-            self.memories.attach(sequence)
-            if sequence.turn.memory is None:
-                self._reuse_prefix(sequence)
-        num_missing = self._num_blocks_at_start(sequence) - len(sequence.block_table)
-        sequence.block_table += self.blocks.allocate(num_missing)
+        self._row_blocks.take_to_start(sequence)
         sequence.begin_slice()
         if self._promised is sequence:
             self._promised = None
         self.running.append(sequence)
 
-    def _reuse_prefix(self, sequence: Sequence) -> None:
-        # The last prompt row is always computed: what follows is found out from its hidden state.
-        num_reusable = (len(sequence.token_ids) - 1) // self.blocks.block_size
-        block_ids = self.blocks.match_prefix(sequence.prefix_keys[:num_reusable])
-        sequence.block_table = block_ids
-        sequence.num_published = len(block_ids)
-        sequence.num_computed = len(block_ids) * self.blocks.block_size
-        if sequence.num_preemptions == 0:
-            sequence.num_cached_tokens = sequence.num_computed
-
     def _ensure_blocks(
         self, sequence: Sequence, num_rows: int, scheduled: dict[int, ScheduledRows]
     ) -> bool:
         """Blocks for the next rows; False if ``sequence`` itself had to give way."""
-        num_missing = self.blocks.num_blocks_for(sequence.num_slots + num_rows)
-        num_missing -= len(sequence.block_table)
+        num_missing = self._row_blocks.num_missing(sequence, num_rows)
         while num_missing > 0 and not self.make_room(num_missing):
             victim = self.running[-1]
-            assert victim is not sequence or len(self.running) > 1 or self.waiting, (
+            # An adapter that is loading keeps its room even if nobody waits for it any more.
+            assert victim is not sequence or self._will_have_room, (
                 f"{sequence} needs {num_missing} blocks of an empty pool; it was not checked"
             )
             scheduled.pop(victim.sequence_id, None)
@@ -358,8 +331,12 @@ class Scheduler:
             if victim is sequence:
                 return False
         if num_missing > 0:
-            sequence.block_table += self.blocks.allocate(num_missing)
+            self._row_blocks.extend(sequence, num_missing)
         return True
+
+    @property
+    def _will_have_room(self) -> bool:
+        return len(self.running) > 1 or bool(self.waiting) or self.adapters.num_loading > 0
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -369,19 +346,7 @@ class Scheduler:
 
     def _reclaim(self, sequence: Sequence) -> None:
         """Take the blocks of a sequence that does not run any more; it will be recomputed."""
-        self._free(sequence)
+        self._row_blocks.free(sequence)
         sequence.forget_computed()
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-
-    def _free(self, sequence: Sequence, *, keeps_tail: bool = False) -> None:
-        self.blocks.free(sequence.block_table)
-        sequence.block_table = []
-        sequence.is_suspended = False
-        self.memories.detach(sequence, keeps_tail=keeps_tail)
-
-    def _publish(self, sequence: Sequence) -> None:
-        num_full = sequence.num_computed // self.blocks.block_size
-        for index in range(sequence.num_published, min(num_full, len(sequence.prefix_keys))):
-            self.blocks.publish(sequence.block_table[index], sequence.prefix_keys[index])
-            sequence.num_published = index + 1

@@ -21,10 +21,12 @@ from latentmas_core.engine.sampler import TokenChooser
 from latentmas_core.engine.turn import Turn, TurnEvent
 from latentmas_core.errors import LatentMASError
 from latentmas_core.latent.memory import Memory
-from latentmas_core.latent.segment import Segment
+from latentmas_core.latent.segment import BASE_ADAPTER, Segment
 from latentmas_core.lora.arena import Berth
 
 EventSink = Callable[[TurnEvent | LatentMASError], None]
+
+Kind = tuple[str, ...]
 
 _ids = count()
 
@@ -72,7 +74,9 @@ class Sequence:
         self.num_latents_due = len(self.latents) + turn.num_latent_steps
 
         self.mix = turn.mix
-        self.kind = self.mix.key  # whom the scheduler is fair to
+        self.mix_key = self.mix.key
+        # Whom the scheduler is fair to: else each request could choose a weight that nobody has.
+        self.kind: Kind = tuple(sorted(self.mix.digests)) or (BASE_ADAPTER,)
         self.berths: list[Berth] = []
 
         self.block_table: list[int] = []
@@ -109,7 +113,7 @@ class Sequence:
     @property
     def row_order(self) -> tuple[object, ...]:
         """Sorts sequences of equal adapters together, and these as they lie in the pool."""
-        return (*((berth.num_blocks, berth.start) for berth in self.berths), (0, 0), self.kind)
+        return (*((berth.num_blocks, berth.start) for berth in self.berths), (0, 0), self.mix_key)
 
     @property
     def num_known(self) -> int:
@@ -192,5 +196,5 @@ class Sequence:
             token_ids=self.token_ids,
             num_latents=len(self.latents),
             context=self.memory.seen,
-            adapter=self.mix.key,
+            adapter=self.mix_key,
         ).as_computed()

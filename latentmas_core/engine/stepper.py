@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 from latentmas_core.config import EngineConfig
+from latentmas_core.engine.adapter_room import AdapterRoom
 from latentmas_core.engine.block_manager import BlockManager
 from latentmas_core.engine.inbox import Post
 from latentmas_core.engine.kv_pool import Pool
@@ -93,6 +94,7 @@ class Stepper:
             max_latent_steps=config.max_latent_steps,
             fingerprint=loaded.fingerprint,
         )
+        self._room = AdapterRoom(self.adapters, self.blocks, self.limits)
         self._max_waiting_seqs = config.max_waiting_seqs
         self._post = post
         self._counters = Counters()
@@ -134,6 +136,13 @@ class Stepper:
             self._report(rows.sequence)
         return True
 
+    @property
+    def earliest_end(self) -> float | None:
+        """When the first of those under way ends by its deadline; of ``time.monotonic``."""
+        ends = [sequence.turn.ends_at for sequence in self._sequences.values()]
+        ends += [sequence.turn.deadline for sequence in self._waiting_for_first_row()]
+        return min(filter(None, ends), default=None)
+
     def add(self, sequence: Sequence) -> None:
         try:
             self._check_admission(sequence)
@@ -152,7 +161,7 @@ class Stepper:
             raise EngineError(message)
         # Once more: it may have been released on the way.
         self.limits.check_memory(sequence.turn)
-        self._check_room(sequence)
+        self._room.check(sequence)
 
     def abort(self, sequence: Sequence) -> None:
         if self._sequences.pop(sequence.sequence_id, None) is not None:
@@ -171,49 +180,8 @@ class Stepper:
         """Make an adapter known; raises AdapterError if it cannot be."""
         if spec.is_pinned:
             self.adapters.check_name(spec)
-            self._check_pin(spec)
+            self._room.check_pin(spec, self._sequences.values())
         return self.adapters.register(spec, packed)
-
-    def _check_pin(self, spec: AdapterSpec) -> None:
-        """What is pinned never gives way, so every turn that was let in must fit beside it."""
-        num_pinned = self.adapters.num_pinned_blocks + self.adapters.num_blocks_for(spec)
-        max_loaded = self.adapters.max_loaded
-        for sequence in self._sequences.values():
-            num_places = self.adapters.num_reserved_places(sequence.mix, pinned=spec.digest)
-            if num_places > max_loaded:
-                raise AdapterError(
-                    f"adapter {spec.name!r} cannot be pinned now: beside the pinned ones and those "
-                    f"of a request under way it would be number {num_places}, and "
-                    f"max_loaded_adapters is {max_loaded}. Try again later, or raise it.",
-                    param="pinned",
-                )
-            num_slots = sequence.num_memory_rows + sequence.max_rows
-            num_blocks = self.blocks.num_blocks_for(num_slots) + 1
-            num_blocks += self.adapters.num_reserved_blocks(sequence.mix)
-            num_blocks -= self.adapters.num_pinned_blocks  # they are among num_pinned
-            if num_blocks + num_pinned > self.blocks.num_blocks:
-                raise AdapterError(
-                    f"adapter {spec.name!r} cannot be pinned now: a request under way needs "
-                    f"{num_blocks} of {self.blocks.num_blocks} blocks, and {num_pinned} would be "
-                    "pinned. Try again later, or raise kv_cache_bytes.",
-                    param="pinned",
-                )
-
-    def _check_room(self, sequence: Sequence) -> None:
-        """Its rows and its adapters must fit beside those that are pinned."""
-        num_places = self.adapters.num_reserved_places(sequence.mix)
-        max_loaded = self.adapters.max_loaded
-        if num_places > max_loaded:
-            raise AdapterError(
-                f"agent {sequence.turn.agent!r} needs {len(sequence.mix.digests)} adapters, with "
-                f"the pinned ones {num_places}; max_loaded_adapters is {max_loaded}. Unpin one, "
-                "use fewer, or raise max_loaded_adapters.",
-                param="adapters",
-            )
-        self.limits.check_slots(
-            sequence.turn,
-            num_reserved=self.adapters.num_reserved_blocks(sequence.mix) * self.blocks.block_size,
-        )
 
     def _fail_waiting(self, digest: str, error: LatentMASError) -> None:
         """An adapter could not be loaded: nobody waits for it in vain."""
@@ -234,21 +202,12 @@ class Stepper:
         stuck = self.scheduler.stuck
         if stuck is None or self.scheduler.running or self.adapters.num_loading:
             return False
-        error = AdapterError(
-            f"agent {stuck.turn.agent!r} needs {len(stuck.mix.uses)} adapter(s), and pinned ones "
-            "leave no place for them. Unpin one, or raise max_loaded_adapters or kv_cache_bytes.",
-            param="adapters",
-        )
-        self.fail([stuck], error)
+        self.fail([stuck], self._room.error_of_stuck(stuck))
         return True
 
     def _refuse_late(self) -> None:
         """Fail what waits and cannot meet its deadline any more, even if it started now."""
-        waiting = [
-            sequence
-            for sequence in self.scheduler.waiting
-            if sequence.turn.deadline is not None and not sequence.has_begun
-        ]
+        waiting = self._waiting_for_first_row()
         if not waiting:
             return
         now = time.monotonic()
@@ -262,6 +221,14 @@ class Stepper:
                     f"{missing_s:.2f} s if it started now. Retry later, or allow more time."
                 )
                 self.fail([sequence], error)
+
+    def _waiting_for_first_row(self) -> list[Sequence]:
+        """Those that wait and have a deadline for it."""
+        return [
+            sequence
+            for sequence in self.scheduler.waiting
+            if sequence.turn.deadline is not None and not sequence.has_begun
+        ]
 
     def _end_overdue(self) -> None:
         """Fail what is not done by the time that it was given."""
@@ -383,7 +350,7 @@ class Stepper:
         num_refs = sum(len(table) for table in self._block_tables()) + self.adapters.num_blocks
         self.blocks.check_integrity(num_refs)
         self.memories.check_integrity()
-        waiting.check_integrity(len(running))
+        waiting.check_integrity(running)
         self.adapters.check_integrity([s.mix for s in running], [*(s.mix for s in waiting), *held])
 
 

@@ -13,7 +13,7 @@ first of all those that turns have: one that is suspended should find its adapte
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from latentmas_core.errors import AdapterError, LatentMASError, NotFoundError
@@ -141,14 +141,16 @@ class AdapterCache:
 
     def request(self, mix: AdapterMix, *, is_first: bool) -> Readiness:
         """Whether a turn can run with its adapters; starts to load what is missing."""
-        readiness = Readiness.READY
-        for adapter in self._members(mix):
-            if adapter.is_ready:
-                continue
-            if not adapter.is_loading and not self._load(adapter, mix, is_first=is_first):
+        if all(adapter.is_ready for adapter in self._members(mix)):
+            return Readiness.READY
+        for adapter in self._widest_first(mix):
+            if adapter.berth is None and not self._load(adapter, mix, is_first=is_first):
                 return Readiness.BLOCKED
-            readiness = Readiness.COMING
-        return readiness
+        return Readiness.COMING
+
+    def ready(self) -> set[str]:
+        """Digests of those that turns can run with at once."""
+        return {digest for digest, adapter in self._on_device.items() if adapter.is_ready}
 
     def acquire(self, mix: AdapterMix) -> list[Berth]:
         """The adapters of a turn that starts to run, each with a reference."""
@@ -207,22 +209,20 @@ class AdapterCache:
         """Blocks that are taken now."""
         return sum(a.berth.num_blocks for a in self._on_device.values() if a.berth is not None)
 
-    @property
-    def num_pinned_blocks(self) -> int:
-        return sum(self.num_blocks_for(a.spec) for a in self._adapters.values() if a.pinned_by)
-
     def num_blocks_for(self, spec: AdapterSpec) -> int:
         return self._arena.num_blocks_for(spec.layout)
 
-    def num_reserved_blocks(self, mix: AdapterMix) -> int:
-        """Blocks that a turn cannot have: its own adapters' and the pinned ones. AdapterError."""
-        own = [a.spec for a in self._members(mix) if not a.pinned_by]
-        return self.num_pinned_blocks + sum(map(self.num_blocks_for, own))
+    def pinned(self) -> list[AdapterSpec]:
+        return [adapter.spec for adapter in self._adapters.values() if adapter.pinned_by]
 
-    def num_reserved_places(self, mix: AdapterMix, *, pinned: str | None = None) -> int:
-        """Adapters on the device while a turn runs: its own, the pinned ones and ``pinned``."""
-        digests = {digest for digest, adapter in self._adapters.items() if adapter.pinned_by}
-        return len(digests.union(mix.digests, filter(None, [pinned])))
+    def reserved(self, mix: AdapterMix, *, pinned: AdapterSpec | None = None) -> list[AdapterSpec]:
+        """What is on the device while a turn runs: its own, the pinned ones and ``pinned``.
+
+        Each once. Raises AdapterError if one of its own is not there.
+        """
+        specs = [*self.pinned(), *(adapter.spec for adapter in self._members(mix))]
+        specs += [pinned] if pinned else []
+        return list({spec.digest: spec for spec in specs}.values())
 
     def stats(self) -> AdapterStats:
         return AdapterStats(
@@ -295,9 +295,12 @@ class AdapterCache:
         while (berth := self._arena.reserve(layout)) is None:
             if self._evict_for(mix, is_first=is_first):
                 continue
-            if not is_first or not self._make_room(self._arena.num_blocks_for(layout)):
+            if not is_first:
                 return None
-            return self._arena.reserve(layout)
+            if self._make_room(self._arena.num_blocks_for(layout)):
+                berth = self._arena.reserve(layout)
+            if berth is not None or not self._evict_narrower(layout, mix):
+                return berth
         return berth
 
     def _evict_for(self, mix: AdapterMix, *, is_first: bool) -> bool:
@@ -308,13 +311,30 @@ class AdapterCache:
             return True
         return False
 
-    def _idle(self) -> list[CachedAdapter]:
-        return [
-            adapter
-            for adapter in self._on_device.values()
-            if adapter.num_refs == 0
-            and not (adapter.is_loading or adapter.pinned_by or self._is_kept(adapter))
-        ]
+    def _evict_narrower(self, layout: AdapterLayout, mix: AdapterMix) -> bool:
+        """Nothing else is in the way of an adapter of the mix than one that goes beside it.
+
+        That one is loaded again, after the wider one and so perhaps elsewhere; never the other way
+        round, so that this ends.
+        """
+        num_blocks = self._arena.num_blocks_for(layout)
+        for adapter in reversed(self._widest_first(mix)):
+            is_narrower = self.num_blocks_for(adapter.spec) < num_blocks
+            if is_narrower and adapter.is_ready and self._may_leave(adapter):
+                self._evict(adapter)
+                return True
+        return False
+
+    def _widest_first(self, mix: AdapterMix) -> list[CachedAdapter]:
+        return sorted(self._members(mix), key=lambda adapter: -self.num_blocks_for(adapter.spec))
+
+    def _idle(self) -> Iterator[CachedAdapter]:
+        for adapter in list(self._on_device.values()):
+            if self._may_leave(adapter) and not self._is_kept(adapter):
+                yield adapter
+
+    def _may_leave(self, adapter: CachedAdapter) -> bool:
+        return adapter.num_refs == 0 and not (adapter.is_loading or adapter.pinned_by)
 
     def _is_kept(self, adapter: CachedAdapter) -> bool:
         return adapter.num_holds > 0 and adapter.spec.digest in self._kept.digests
@@ -367,11 +387,12 @@ class AdapterCache:
 
     def _check_fits(self, spec: AdapterSpec) -> None:
         num_blocks = self.num_blocks_for(spec)
-        pinned = self.num_pinned_blocks
-        if num_blocks > self._arena.max_blocks - pinned:
+        others = [pinned for pinned in self.pinned() if pinned.digest != spec.digest]
+        num_pinned = sum(map(self.num_blocks_for, others))
+        if num_blocks > self._arena.max_blocks - num_pinned:
             raise AdapterError(
                 f"adapter {spec.name!r} of rank {spec.layout.rank} needs {num_blocks} blocks; the "
-                f"pool has {self._arena.max_blocks} for adapters, {pinned} of them pinned. Raise "
-                "kv_cache_bytes, or use a smaller rank.",
+                f"pool has {self._arena.max_blocks} for adapters, {num_pinned} of them pinned. "
+                "Raise kv_cache_bytes, or use a smaller rank.",
                 param="path",
             )

@@ -60,6 +60,7 @@ class NoAdapters:
     """A cache that holds none: every sequence runs on the base model."""
 
     num_idle_blocks = 0
+    num_loading = 0
 
     def hold(self, mix: AdapterMix) -> None:
         assert mix.is_base
@@ -70,6 +71,9 @@ class NoAdapters:
 
     def request(self, mix: AdapterMix, *, is_first: bool) -> Readiness:
         return Readiness.READY
+
+    def ready(self) -> set[str]:
+        return set()
 
     def acquire(self, mix: AdapterMix) -> list[Berth]:
         return []
@@ -208,7 +212,7 @@ def check(scheduler: Scheduler) -> None:
     running, waiting = scheduler.running, scheduler.waiting
     num_refs = sum(len(sequence.block_table) for sequence in [*running, *scheduler.suspended])
     scheduler.blocks.check_integrity(num_refs + len(memories.idle_block_ids))
-    waiting.check_integrity(len(running))
+    waiting.check_integrity(running)
     assert all(sequence.is_suspended or sequence.block_table == [] for sequence in waiting)
     assert not any(sequence.is_suspended for sequence in running)
     if isinstance(scheduler.adapters, AdapterCache):

@@ -5,6 +5,7 @@ from itertools import count
 from typing import Any
 
 from latentmas_core.engine.fair_queue import HEAD_START_ROWS, FairQueue
+from latentmas_core.engine.sequence import Kind
 
 _ids = count()
 
@@ -13,13 +14,14 @@ _ids = count()
 class Waiting:
     """What the queue sees of a sequence."""
 
-    kind: str
+    kind: Kind
     sequence_id: int = field(default_factory=lambda: next(_ids))
     is_suspended: bool = False
 
 
 def enter(queue: FairQueue, *kinds: str) -> list[Any]:
-    sequences: list[Any] = [Waiting(kind) for kind in kinds]
+    """One sequence per kind; "a+b" is one with two adapters."""
+    sequences: list[Any] = [Waiting(tuple(kind.split("+"))) for kind in kinds]
     for sequence in sequences:
         queue.enter(sequence)
     return sequences
@@ -31,7 +33,7 @@ def take_all(queue: FairQueue, *, charge: int = 10) -> list[str]:
     for sequence in queue.in_turn():
         queue.take(sequence)
         queue.charge(sequence, charge)
-        kinds.append(sequence.kind)
+        kinds.append("+".join(sequence.kind))
     return kinds
 
 
@@ -84,10 +86,10 @@ def test_head_that_is_left_where_it_is_is_passed_over_with_its_kind() -> None:
     seen = []
     for sequence in queue.in_turn():
         seen.append(sequence.kind)
-        if sequence.kind == "b":
+        if sequence.kind == ("b",):
             queue.take(sequence)
-    assert seen == ["a", "b"]
-    assert [sequence.kind for sequence in queue] == ["a", "a"]
+    assert seen == [("a",), ("b",)]
+    assert [sequence.kind for sequence in queue] == [("a",), ("a",)]
 
 
 def test_what_is_put_back_is_first_of_its_kind() -> None:
@@ -96,7 +98,7 @@ def test_what_is_put_back_is_first_of_its_kind() -> None:
     queue.take(first)
     queue.put_back(first)
     assert list(queue) == [first, second]
-    queue.check_integrity(num_running=0)
+    queue.check_integrity([])
 
 
 def suspend(queue: FairQueue, *sequences: Any) -> None:
@@ -133,6 +135,33 @@ def test_kind_with_both_has_the_head_start_and_goes_on_first() -> None:
     assert list(queue)[:2] == [a, new]
 
 
+def test_rows_count_for_each_adapter_of_a_composition() -> None:
+    queue = FairQueue()
+    both, _, _, _ = enter(queue, "a+b", "a", "b", "c")
+    queue.charge(both, 10)
+    assert take_all(queue, charge=0) == ["c", "a+b", "a", "b"]
+
+
+def test_composition_is_not_held_up_by_those_for_each_of_its_adapters_alone() -> None:
+    queue = FairQueue()
+    enter(queue, "a+b", *"ababab")
+    assert take_all(queue, charge=7)[0] == "a+b"
+    a, b, both = enter(queue, "a", "b", "a+b")
+    queue.charge(a, 5)
+    enter(queue, *"ababab")
+    assert "a+b" in take_all(queue, charge=7)[:3]
+    for sequence in (a, b, both):
+        queue.leave(sequence)
+
+
+def test_adapter_of_a_composition_that_is_new_has_saved_nothing_up() -> None:
+    queue = FairQueue()
+    (old,) = enter(queue, "a")
+    queue.charge(old, 100)
+    enter(queue, "a+new")
+    assert queue.num_served(("a",)) == queue.num_served(("new",)) == 100
+
+
 def test_first_of_nobody_is_nobody() -> None:
     assert FairQueue().first() is None
 
@@ -141,10 +170,10 @@ def test_counts_follow_those_who_wait_and_run() -> None:
     queue = FairQueue()
     waiting, running = enter(queue, "a", "b")
     queue.take(running)
-    queue.check_integrity(num_running=1)
+    queue.check_integrity([running])
     for sequence in (running, waiting):
         queue.leave(sequence)
-    queue.check_integrity(num_running=0)
+    queue.check_integrity([])
 
 
 def test_table_of_counters_does_not_grow_with_every_kind_there_ever_was() -> None:

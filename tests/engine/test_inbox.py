@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -18,12 +19,12 @@ def test_commands_run_in_the_order_they_were_posted() -> None:
     for number in range(5):
         inbox.post(lambda number=number: seen.append(number))
     assert seen == []
-    inbox.run_commands(is_blocking=False)
+    inbox.run_commands()
     assert seen == [0, 1, 2, 3, 4]
 
 
 def test_running_without_commands_does_not_wait() -> None:
-    Inbox().run_commands(is_blocking=False)
+    Inbox().run_commands()
 
 
 def test_blocking_run_waits_for_the_first_command() -> None:
@@ -32,7 +33,7 @@ def test_blocking_run_waits_for_the_first_command() -> None:
 
     def serve() -> None:
         is_waiting.set()
-        inbox.run_commands(is_blocking=True)
+        inbox.run_commands(timeout_s=None)
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -42,12 +43,22 @@ def test_blocking_run_waits_for_the_first_command() -> None:
     assert seen == ["done"]
 
 
+def test_run_ends_its_wait_when_the_time_is_over() -> None:
+    inbox, seen = Inbox(), list[str]()
+    started_at = time.monotonic()
+    inbox.run_commands(timeout_s=0.05)
+    assert time.monotonic() - started_at >= 0.05
+    inbox.post(lambda: seen.append("done"))
+    inbox.run_commands(timeout_s=60.0)
+    assert seen == ["done"]
+
+
 async def test_answer_reaches_the_caller() -> None:
     inbox = Inbox()
     call = asyncio.ensure_future(inbox.call(lambda: 6 * 7))
     await yield_once()
     assert not call.done()
-    inbox.run_commands(is_blocking=False)
+    inbox.run_commands()
     assert await call == 42
 
 
@@ -59,7 +70,7 @@ async def test_error_reaches_the_caller_and_not_the_thread() -> None:
 
     call = asyncio.ensure_future(inbox.call(fail))
     await yield_once()
-    inbox.run_commands(is_blocking=False)
+    inbox.run_commands()
     with pytest.raises(ValueError, match="out of luck"):
         await call
 
@@ -72,7 +83,7 @@ async def test_cancelled_call_that_has_not_run_undoes_its_result() -> None:
     with pytest.raises(asyncio.CancelledError):
         await call
     assert undone == []
-    inbox.run_commands(is_blocking=False)
+    inbox.run_commands()
     assert undone == ["memory"]
 
 
@@ -80,11 +91,11 @@ async def test_cancelled_call_that_has_run_undoes_its_result() -> None:
     inbox, undone = Inbox(), list[str]()
     call = asyncio.ensure_future(inbox.call(lambda: "memory", undo=undone.append))
     await yield_once()
-    inbox.run_commands(is_blocking=False)
+    inbox.run_commands()
     call.cancel()  # the answer is there, but its task has not seen it yet
     with pytest.raises(asyncio.CancelledError):
         await call
-    inbox.run_commands(is_blocking=False)
+    inbox.run_commands()
     assert undone == ["memory"]
 
 
@@ -95,7 +106,7 @@ async def test_cancelled_call_that_failed_has_nothing_to_undo() -> None:
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    inbox.run_commands(is_blocking=False)
+    inbox.run_commands()
     assert undone == []
 
 
@@ -106,7 +117,7 @@ async def test_cancelled_call_without_undo_leaves_its_effect() -> None:
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    inbox.run_commands(is_blocking=False)
+    inbox.run_commands()
     assert seen == ["done"]
 
 
@@ -114,10 +125,10 @@ async def test_answered_call_is_not_undone() -> None:
     inbox, undone = Inbox(), list[str]()
     call = asyncio.ensure_future(inbox.call(lambda: "memory", undo=undone.append))
     await yield_once()
-    inbox.run_commands(is_blocking=False)
+    inbox.run_commands()
     await call
     call.cancel()
-    inbox.run_commands(is_blocking=False)
+    inbox.run_commands()
     assert undone == []
 
 

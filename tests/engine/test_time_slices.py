@@ -34,7 +34,7 @@ def start(scheduler: Scheduler, *names: str, **fields: object) -> list[Sequence]
 
 
 def suspended_kinds(scheduler: Scheduler) -> set[str]:
-    return {sequence.kind for sequence in scheduler.suspended}
+    return {"".join(sequence.kind) for sequence in scheduler.suspended}
 
 
 # --- when -----------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_suspended_sequences_of_one_adapter_go_on_in_the_order_they_came() -> No
     add_all(scheduler, with_adapters("b", max_tokens=3))
     run_until(scheduler, lambda: bool(scheduler.suspended))
     scheduler.add(later)
-    assert [s for s in scheduler.waiting if s.kind == "a"] == [*sequences, later]
+    assert [s for s in scheduler.waiting if s.kind == ("a",)] == [*sequences, later]
     run_until(scheduler, lambda: bool(scheduler.running) and not scheduler.suspended)
     assert scheduler.running == [*sequences, later]
 

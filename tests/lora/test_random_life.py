@@ -135,13 +135,18 @@ class Life:
             self.memories.append(ticket.done.memory)
 
     def is_explained(self, ticket: Ticket) -> bool:
-        """Its own adapter was lost, or pins leave no room."""
+        """Its own adapter was lost, or too many or too large ones were asked for, or pins are."""
         error: LatentMASError | None = ticket.error
-        if error is not None and "is lost" in error.message:
+        assert error is not None
+        if "is lost" in error.message:
             return any(digest in self.lost for digest in ticket.sequence.mix.digests)
-        return isinstance(error, LatentMASError) and (
-            "pinned" in error.message or "taken by adapters" in error.message
-        )
+        if "max_loaded_adapters is" in error.message:
+            pinned = {self.known[name] for name in self.pinned}
+            digests = pinned.union(ticket.sequence.mix.digests)
+            return len(digests) > self.stage.adapters.max_loaded
+        if "pinned" in error.message:
+            return bool(self.pinned)
+        return "taken by adapters" in error.message
 
     def end(self) -> None:
         """Everything that is under way ends, and nothing is held any more."""

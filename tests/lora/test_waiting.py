@@ -127,8 +127,51 @@ def test_pin_that_splits_the_pool_ends_a_wait_with_an_error(tiny_llama: Path) ->
     waiting, base = stage.submit("long", max_tokens=1), stage.submit(max_tokens=1)
     stage.run(waiting, base)
     assert isinstance(waiting.error, AdapterError)
-    assert "pinned" in waiting.error.message
+    assert "needs 12 blocks for its adapter(s), each in one piece" in waiting.error.message
+    assert "beside the pinned pinned 0, pinned 1" in waiting.error.message
     assert base.done is not None
+
+
+def test_pinned_adapter_that_is_loaded_again_counts_once(tiny_llama: Path) -> None:
+    stage = Stage(tiny_llama, num_blocks=40, max_loaded=3)  # 20 blocks for adapters
+    stage.load("a", rank=24, is_pinned=True)  # 12 of them
+    stage.loader.end_all()
+    running = stage.submit("a", max_tokens=90, num_tokens=4)  # 24 blocks beside it
+    assert running.error is None
+    stage.load("a", rank=24, is_pinned=True)
+    stage.load("again", rank=24, seed="a", is_pinned=True)
+    stage.load("a", rank=24)
+    assert [spec.name for spec in stage.adapters.pinned()] == ["a"]
+    stage.run(running)
+    assert running.done is not None
+
+
+def test_pin_of_an_adapter_that_a_turn_runs_with_takes_no_further_room(tiny_llama: Path) -> None:
+    stage = Stage(tiny_llama, num_blocks=40, max_loaded=1)
+    stage.load("a", rank=24)
+    running = stage.submit("a", max_tokens=90, num_tokens=4)
+    stage.step()
+    stage.load("a", rank=24, is_pinned=True)
+    stage.run(running)
+    assert running.done is not None
+
+
+def test_composition_moves_its_own_narrow_adapter_out_of_the_way_of_its_wide_one(
+    tiny_llama: Path,
+) -> None:
+    """The narrow one lies where no run on either side of it is long enough for the other."""
+    stage = Stage(tiny_llama, num_blocks=32, max_loaded=3)
+    stage.load("before", rank=30)  # 15 blocks
+    use(stage, "before")
+    stage.load("narrow", rank=4)
+    use(stage, "narrow")
+    stage.adapters.unregister("before")
+    stage.load("wide", rank=32)  # 16 blocks
+    both = stage.submit("narrow", "wide", max_tokens=3, num_tokens=4)
+    stage.run(both)
+    assert both.done is not None, both.error
+    assert stage.evicted == ["narrow"]
+    stage.assert_empty()
 
 
 def test_adapter_that_was_only_pinned_is_kept_for_nobody(tiny_llama: Path) -> None:
@@ -194,6 +237,23 @@ def test_traffic_for_resident_adapters_does_not_starve_a_composition(
     traffic = Traffic(stage, "a", "b", "c", num=2)
     traffic.run_beside(stage.submit("a", max_tokens=3), load_steps=2)
     traffic.run_beside(stage.submit("d", "e", max_tokens=3), load_steps=2)
+
+
+def test_traffic_of_ever_new_weights_does_not_starve_another(tiny_llama: Path) -> None:
+    stage = Stage(tiny_llama, max_loaded=2, max_num_seqs=2)
+    load_all(stage, "ab")
+    stage.run(stage.submit("a", max_tokens=9))
+    served, waiting = stage.submit("a", max_tokens=30), stage.submit("a", max_tokens=2)
+    weights = (1.0 + number / 1000 for number in range(1000))
+    crowd: list[Ticket] = []
+    for _ in range(100):
+        crowd = [ticket for ticket in crowd if not ticket.has_ended]
+        while len(crowd) < 6:
+            crowd.append(stage.submit(adapters=stage.mix(b=next(weights)), max_tokens=9))
+        stage.step()
+        stage.loader.end_all()
+    assert served.done is not None
+    assert waiting.done is not None
 
 
 def test_base_traffic_does_not_starve_an_adapter_where_turns_are_short_of_places(
@@ -280,6 +340,25 @@ def test_growing_turn_takes_the_room_of_an_idle_adapter_before_another_turn_give
     stage.run(*tickets)
     assert stage.evicted == ["a"]
     assert stage.scheduler.num_preemptions == 0
+
+
+def test_growing_turn_waits_for_the_room_of_a_load_that_nobody_waits_for(
+    tiny_llama: Path,
+) -> None:
+    stage = Stage(tiny_llama, num_blocks=24)
+    stage.load("a", rank=24)  # 12 blocks
+    growing = stage.submit(max_tokens=70, num_tokens=4)  # 19 blocks in the end
+    stage.step()
+    left = stage.submit("a", max_tokens=1)
+    stage.step()
+    stage.abort(left)
+    while stage.step():
+        pass
+    assert not growing.has_ended
+    assert len(stage.loader.pending) == 1
+    stage.run(growing)
+    assert growing.done is not None
+    stage.assert_empty()
 
 
 # --- deadlines ------------------------------------------------------------------------------------
