@@ -167,37 +167,28 @@ class AdapterDirectory:
         return Answers(listings, error)
 
     async def _tell_all(self, method: str, *arguments: Any) -> list[Any]:
-        """The answers of all replicas, and the error of each group whose replicas are lost."""
-        answers: list[Any] = []
-        for outcome in (await self._ask_groups(method, *arguments)).values():
-            answers += [outcome] if isinstance(outcome, LatentMASError) else outcome
-        return answers
+        """The answers of all replicas, and the errors of those that are lost."""
+        by_group = await self._ask_groups(method, *arguments)
+        return [answer for answers in by_group.values() for answer in answers]
 
     async def _listings(self) -> Answers:
-        outcomes = await self._ask_groups("adapters")
-        errors = [one for one in outcomes.values() if isinstance(one, LatentMASError)]
-        listings = {
-            group: outcome
-            for group, outcome in outcomes.items()
-            if not isinstance(outcome, LatentMASError)
-        }
+        listings: dict[str, list[AdapterListing]] = {}
+        errors: list[LatentMASError] = []
+        for group, answers in (await self._ask_groups("adapters")).items():
+            errors += [one for one in answers if isinstance(one, LatentMASError)]
+            listings[group] = [one for one in answers if isinstance(one, AdapterListing)]
         return Answers(listings, errors[0] if errors else None)
 
-    async def _ask_groups(
-        self, method: str, *arguments: Any
-    ) -> dict[str, list[Any] | LatentMASError]:
-        """By group the answers of its replicas, or the error of one that is lost."""
-        outcomes = await asyncio.gather(
-            *(ask_all_replicas(handle, method, *arguments) for handle in self._handles.values()),
-            return_exceptions=True,
+    async def _ask_groups(self, method: str, *arguments: Any) -> dict[str, list[Any]]:
+        """By group the answers of its replicas, and the errors of those that are lost."""
+        answers = await asyncio.gather(
+            *(ask_all_replicas(handle, method, *arguments) for handle in self._handles.values())
         )
-        by_group: dict[str, list[Any] | LatentMASError] = {}
-        for group, outcome in zip(self._handles, outcomes, strict=True):
-            if isinstance(outcome, LatentMASError):
-                logger.warning("%s on group %s: %s", method, group, outcome.message)
-            elif isinstance(outcome, BaseException):
-                raise outcome
-            by_group[group] = outcome
+        by_group = dict(zip(self._handles, answers, strict=True))
+        for group, outcomes in by_group.items():
+            for outcome in outcomes:
+                if isinstance(outcome, LatentMASError):
+                    logger.warning("%s on group %s: %s", method, group, outcome.message)
         return by_group
 
 

@@ -21,7 +21,7 @@ from deployments.budget import RunAccount, TransferBudget
 from deployments.messages import LoadedAdapter
 from deployments.runner import ServeAgentRunner
 from deployments.transport import GroupHandle, ask_all_replicas
-from latentmas_core.errors import DeadlineError, NotFoundError
+from latentmas_core.errors import DeadlineError, LatentMASError, NotFoundError
 from latentmas_core.events import Event
 from latentmas_core.lora.choice import adapters_of, check_choices
 from latentmas_core.pipelines.assignment import exchanges_memory
@@ -118,11 +118,14 @@ class Reasoner:
         return found
 
     async def stats(self) -> dict[str, list[dict[str, Any]]]:
-        """What each replica of each group holds and has done."""
+        """What each replica of each group that answers holds and has done."""
         answers = await asyncio.gather(
             *(ask_all_replicas(handle, "stats") for handle in self._handles.values())
         )
-        return dict(zip(self._handles, answers, strict=True))
+        return {
+            group: [answer for answer in replicas if not isinstance(answer, LatentMASError)]
+            for group, replicas in zip(self._handles, answers, strict=True)
+        }
 
     def transfer(self) -> dict[str, int]:
         """What lies in the object store for the runs of this ingress."""

@@ -158,17 +158,19 @@ def as_engine_error(error: Exception, group: str) -> LatentMASError:
 
 
 async def ask_all_replicas(handle: GroupHandle, method: str, *arguments: Any) -> list[Any]:
-    """The answers of all replicas that run now; EngineError if one of them is gone.
+    """What all replicas that run now answer: for one that is lost, or fails, a LatentMASError.
 
     Starts none and waits for none: a group may be at zero, or about to take a new config.
     """
+    group = handle.deployment_name
     try:
-        answers: list[Any] = await handle.broadcast(method, *arguments).results_async()
+        asked = handle.broadcast(method, *arguments)
+        answers = await asked.results_async(return_exceptions=True)
     except DeploymentUnavailableError:
         return []
     except _FAILURES_OF_RAY as error:
-        raise as_engine_error(error, handle.deployment_name) from error
-    return answers
+        return [as_engine_error(error, group)]
+    return [as_engine_error(a, group) if isinstance(a, Exception) else a for a in answers]
 
 
 def this_place() -> Place:

@@ -40,6 +40,7 @@ from latentmas_core.errors import AdapterError, EngineError, LatentMASError, Los
 from latentmas_core.latent.codec import KVLayout, PackedSegments, pack
 from latentmas_core.latent.memory import Memory, MergeRule, check_same_model, merge
 from latentmas_core.latent.segment import Segment, SegmentTensors
+from latentmas_core.latent.wire_buffers import WireBuffers
 from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.cached_adapter import AdapterSpec, AdapterState
 from latentmas_core.lora.holds import AdapterHolds
@@ -302,6 +303,7 @@ class Engine:
         self.stepper = Stepper(self.config, loaded, post=self._inbox.post)
         self.limits = self.stepper.limits
         self._holds = AdapterHolds(self.stepper.adapters)
+        self._wire_buffers = WireBuffers()
 
     def _step_until_closed(self) -> None:
         timeout_s: float | None = None
@@ -332,6 +334,7 @@ class Engine:
             KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, shape.hidden_size),
             dtype=self.dtype,
             has_kv=has_kv,
+            take=self._wire_buffers.take,
         )
 
     def _make_sequence(self, turn: Turn, sink: EventSink) -> EngineSequence:

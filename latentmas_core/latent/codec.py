@@ -42,8 +42,15 @@ class PackedSegments:
         return self.buffer.numel() * self.buffer.dtype.itemsize
 
 
+# [num_bytes] of uint8, filled with anything.
+TakeBuffer = Callable[[int], torch.Tensor]
+
 # Writes what a segment holds into tensors of the right shapes, so that it is copied only once.
 Fill = Callable[[Segment, SegmentTensors], None]
+
+
+def take_fresh(num_bytes: int) -> torch.Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8)
 
 
 def pack(
@@ -53,10 +60,11 @@ def pack(
     *,
     dtype: torch.dtype,
     has_kv: bool = True,
+    take: TakeBuffer = take_fresh,
 ) -> PackedSegments:
-    """A new buffer, filled segment by segment. With ``has_kv=False`` it has no keys and values."""
+    """A buffer of ``take``, filled segment by segment. ``has_kv=False``: no keys and values."""
     num_elements = sum(layout.num_elements(segment, has_kv=has_kv) for segment in segments)
-    buffer = torch.empty(num_elements, dtype=dtype)
+    buffer = take(num_elements * dtype.itemsize).view(dtype)
     packed = PackedSegments(tuple(segments), layout, has_kv, buffer)
     for segment, content in zip(segments, unpack(packed).values(), strict=True):
         fill(segment, content)

@@ -52,7 +52,7 @@ def engines(tiny_llama):
 
 
 class Groups:
-    """In place of Serve; ``is_lost``: groups of which a replica dies when it is asked anything.
+    """In place of Serve; ``is_lost``: groups whose last replica dies when it is asked anything.
 
     ``may_load`` holds loads up.
     """
@@ -93,11 +93,11 @@ class Groups:
         self.asked.append((group, method))
         if method == "load_adapter":
             await self.may_load.wait()
+        hosts, lost = self.hosts[group], []
         if group in self.is_lost:
-            raise LostError(f"a replica of group {group!r} was lost.")
-        hosts = self.hosts[group]
+            hosts, lost = hosts[:-1], [LostError(f"a replica of group {group!r} was lost.")]
         called = [getattr(host, METHODS[method])(*send(arguments)) for host in hosts]
-        return send(await asyncio.gather(*called))
+        return [*send(await asyncio.gather(*called)), *lost]
 
     async def names(self):
         """What each replica has, by its own account."""
@@ -223,6 +223,18 @@ async def test_new_ingress_learns_of_adapters_while_a_replica_of_one_group_dies(
     assert found.info.name == "first"
     (entry,) = await groups.directory.listing()
     assert entry["states"].keys() == {"two"}
+
+
+async def test_replicas_beside_a_lost_one_are_listed_and_give_back_what_they_loaded(
+    groups, folders
+):
+    await groups.directory.load(source(folders, "first"))
+    groups.is_lost = {"two"}
+    (entry,) = await groups.directory.listing()
+    assert {group: len(states) for group, states in entry["states"].items()} == {"one": 1, "two": 1}
+    with pytest.raises(LostError, match="'two'"):
+        await groups.directory.load(source(folders, "second"))
+    assert await groups.names() == [["first"]] * 3
 
 
 async def test_name_that_a_lost_replica_may_have_is_not_called_unknown(groups, folders):

@@ -19,7 +19,14 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from deployments.messages import Parcel
-from deployments.transport import WireSegments, as_engine_error, fetch, from_wire, to_wire
+from deployments.transport import (
+    WireSegments,
+    as_engine_error,
+    ask_all_replicas,
+    fetch,
+    from_wire,
+    to_wire,
+)
 from latentmas_core.errors import (
     ContextLengthError,
     EngineError,
@@ -152,3 +159,39 @@ def test_bug_in_a_stage_is_no_reason_to_try_again_and_leaks_nothing():
     told = as_engine_error(task_error(ValueError("secret")), "thinkers")
     assert type(told) is LatentMASError
     assert told.message == "a stage of group 'thinkers' failed. See the log of its replica."
+
+
+class Replicas:
+    """A handle whose replicas answer, or fail, as they are told."""
+
+    deployment_name = "thinkers"
+
+    def __init__(self, *outcomes, error=None):
+        self._outcomes = outcomes
+        self._error = error
+
+    def broadcast(self, method, *arguments):
+        self.asked = (method, *arguments)
+        return self
+
+    async def results_async(self, *, return_exceptions):
+        assert return_exceptions, "one that is lost would hide what the others say"
+        if self._error is not None:
+            raise self._error
+        return list(self._outcomes)
+
+
+async def test_replica_that_is_lost_does_not_hide_what_the_others_say():
+    handle = Replicas("first", ActorDiedError(), "third")
+    first, lost, third = await ask_all_replicas(handle, "method", 1)
+    assert (first, third) == ("first", "third")
+    assert isinstance(lost, LostError)
+    assert "'thinkers'" in lost.message
+    assert handle.asked == ("method", 1)
+
+
+async def test_group_that_cannot_be_asked_is_told_and_one_without_replicas_says_nothing():
+    (lost,) = await ask_all_replicas(Replicas(error=RayServeException("is gone")), "method")
+    assert isinstance(lost, LostError)
+    deployment = DeploymentID("thinkers", "app")
+    assert await ask_all_replicas(Replicas(error=DeploymentUnavailableError(deployment)), "m") == []
