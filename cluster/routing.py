@@ -81,6 +81,11 @@ class ResidencyRouter(FIFOMixin, RequestRouter):
         self, *, max_lead: int = DEFAULT_MAX_LEAD
     ) -> None:
         """``request_router_kwargs`` of the deployment."""
+        if max_lead < 0:
+            raise ValueError(
+                f"max_lead is {max_lead}: so many more requests than the least loaded replica. "
+                "Use 0 or more"
+            )
         self._max_lead = max_lead
         self._being_sent: Counter[str] = Counter()
 

@@ -92,7 +92,8 @@ class StageCall:
 
     ``adapters``: those that the stage needs, as they were when the request began. A replica that
     lacks one loads it; one that has another of its name refuses the call. ``caller``: whose death
-    ends the stage, where it has one.
+    ends the stage, where it has one. ``is_streamed``: the answer is sent word by word; each word
+    is an object of Ray's, which nobody should pay for who waits for the whole.
     """
 
     stage: Stage
@@ -101,6 +102,7 @@ class StageCall:
     request: ReasonRequest
     adapters: tuple[LoadedAdapter, ...] = ()
     caller: str | None = None
+    is_streamed: bool = True
 
     @property
     def digests(self) -> dict[str, str]:

@@ -54,11 +54,21 @@ class Reasoner:
         """Raise NotFoundError if its pipeline, an agent or an adapter does not exist here."""
         await self._prepare(request)
 
-    async def stream(self, request: ReasonRequest) -> AsyncGenerator[Event, None]:
+    def stream(self, request: ReasonRequest) -> AsyncGenerator[Event, None]:
         """Events of one run. Raises what ``check`` raises before the first.
 
         A run that will hand memory over first waits for room in the object store.
         """
+        return self._run(request, is_streamed=True)
+
+    async def reason(self, request: ReasonRequest) -> Result:
+        """The same, without what happens on the way."""
+        async with aclosing(self._run(request, is_streamed=False)) as events:
+            return await result_of(events)
+
+    async def _run(
+        self, request: ReasonRequest, *, is_streamed: bool
+    ) -> AsyncGenerator[Event, None]:
         timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
         ends_at = time.monotonic() + timeout_s
         async with AsyncExitStack() as stack:
@@ -66,7 +76,7 @@ class Reasoner:
                 chosen, adapters = await self._prepare(request)
                 account = await stack.enter_async_context(self._account_for(chosen, request))
             request = request.model_copy(update={"timeout_s": ends_at - time.monotonic()})
-            runner = ServeAgentRunner(self._handles, account, adapters)
+            runner = ServeAgentRunner(self._handles, account, adapters, is_streamed=is_streamed)
             executor = Executor(runner, retries=self._retries)
             async with aclosing(executor.run(chosen, request)) as events:
                 async for event in events:
@@ -78,10 +88,6 @@ class Reasoner:
         if len(chosen.stages) == 1 or not exchanges_memory(request):
             return nullcontext(RunAccount())
         return self._budget.run(max_wait_s=request.max_wait_s)
-
-    async def reason(self, request: ReasonRequest) -> Result:
-        async with aclosing(self.stream(request)) as events:
-            return await result_of(events)
 
     async def _prepare(
         self, request: ReasonRequest

@@ -19,7 +19,7 @@ class ServeAgentRunner:
     """An ``AgentRunner`` over deployment handles, one per group. No memory passes through it.
 
     ``account`` counts the memories that it hands out. ``adapters``: those that each stage needs, by
-    its name.
+    its name. ``is_streamed``: whether the answer's pieces are wanted as events.
     """
 
     def __init__(
@@ -27,10 +27,13 @@ class ServeAgentRunner:
         handles: Mapping[str, GroupHandle],
         account: RunAccount,
         adapters: Mapping[str, tuple[LoadedAdapter, ...]],
+        *,
+        is_streamed: bool = True,
     ) -> None:
         self._handles = handles
         self._account = account
         self._adapters = adapters
+        self._is_streamed = is_streamed
 
     def think(
         self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
@@ -51,7 +54,14 @@ class ServeAgentRunner:
     ) -> AsyncGenerator[StageItem, None]:
         memory = _join(stage, inputs, request)
         adapters = self._adapters[stage.name]
-        call = StageCall(stage, memory, inputs.transcript, request, adapters)
+        call = StageCall(
+            stage,
+            memory,
+            inputs.transcript,
+            request,
+            adapters,
+            is_streamed=self._is_streamed,
+        )
         made: StageMade | None = None
         parcels = call.memory.parcels if call.memory else ()
         async with aclosing(stream_stage(self._handles[stage.group], call)) as messages:

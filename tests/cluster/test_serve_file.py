@@ -213,6 +213,7 @@ def of_router(**kwargs: Any) -> dict[str, Any]:
         ),
         (of_router(max_leadd=3), ".max_leadd: unknown key 'max_leadd'. Did you mean 'max_lead'?"),
         (of_router(max_lead="three"), ".max_lead: got 'three': Input should be a valid integer"),
+        (of_router(max_lead=-1), ": max_lead is -1: so many more requests than the least loaded"),
     ],
 )
 def test_wrong_kwarg_of_our_classes_is_refused_in_an_override(override, told):

@@ -31,10 +31,14 @@ def make_servers(args: AppArgs, engines: dict[str, Engine]) -> dict[str, AgentGr
 
 
 class LocalTransport:
-    """``stream_stage`` of the transport over servers; ``sent`` keeps what crossed."""
+    """``stream_stage`` of the transport over servers.
+
+    ``sent`` and ``messages`` keep what crossed: packed segments, and all else.
+    """
 
     def __init__(self) -> None:
         self.sent: list[WireSegments] = []
+        self.messages: list[object] = []
         self.before_sending: OnWire | None = None
 
     async def stream_stage(
@@ -48,6 +52,7 @@ class LocalTransport:
                     yield Parcel(made.new_segment_ids, self._send(message), made.num_bytes)
                     continue
                 received = send(message)
+                self.messages.append(received)
                 if isinstance(received, StageFailed):
                     raise received.error
                 if isinstance(received, StageMade):

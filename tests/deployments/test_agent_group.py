@@ -20,6 +20,7 @@ from latentmas_core.errors import (
     NotFoundError,
     SegmentError,
 )
+from latentmas_core.events import AnswerDelta
 from latentmas_core.latent.memory import Memory
 from latentmas_core.pipelines.plan import plan
 from latentmas_core.pipelines.spec import PipelineSpec
@@ -226,6 +227,17 @@ async def test_many_requests_at_once_equal_each_alone(reasoner):
     alone = [(await reasoner.reason(request)).final_answer for request in requests]
     together = await asyncio.gather(*(reasoner.reason(request) for request in requests))
     assert [result.final_answer for result in together] == alone
+
+
+async def test_pieces_of_the_answer_cross_only_for_one_who_reads_them(reasoner, transport):
+    request = make_request()
+    whole = await reasoner.reason(request)
+    assert not any(isinstance(message, AnswerDelta) for message in transport.messages)
+    events = [event async for event in reasoner.stream(request)]
+    pieces = [event.text for event in events if isinstance(event, AnswerDelta)]
+    assert len(pieces) > 1
+    assert "".join(pieces) == events[-1].result.final_answer == whole.final_answer
+    assert [type(m) for m in transport.messages].count(AnswerDelta) == len(pieces)
 
 
 # What one group does with one call.
