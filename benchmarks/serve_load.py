@@ -19,6 +19,7 @@ from benchmarks.program import (
     parse_with_model,
     publish,
 )
+from benchmarks.serving.cancel_measures import measure_cancel
 from benchmarks.serving.clients import LoadRun
 from benchmarks.serving.cluster import open_cluster
 from benchmarks.serving.load_measures import (
@@ -34,7 +35,7 @@ from benchmarks.serving.taking import take_all
 from benchmarks.shapes import RANDOM_PREFIX, SHAPES
 
 MEASUREMENTS: Mapping[str, Callable[[LoadBench], list[Measurement]]] = MappingProxyType(
-    {"overhead": measure_overhead, "load": measure_load}
+    {"overhead": measure_overhead, "load": measure_load, "cancel": measure_cancel}
 )
 NUM_CPUS_PER_THREAD = 4
 OBJECT_STORE_BYTES = 2**30

@@ -35,7 +35,7 @@ from deployments.messages import (
 from deployments.transport import WireSegments, fetch, is_alive, this_place, to_wire
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
-from latentmas_core.errors import LatentMASError
+from latentmas_core.errors import EngineError, LatentMASError
 from latentmas_core.events import AnswerDelta
 from latentmas_core.latent.codec import PackedSegments
 from latentmas_core.latent.memory import Memory
@@ -58,6 +58,7 @@ class AgentGroupServer:
         self._setup = setup
         self._place = place
         self._config_error: str | None = None
+        self._num_failed_health_checks = 0
         self.adapters = AdapterHost(engine, setup.adapters, resident=setup.resident_adapters)
         self._worker = StageWorker(engine, setup.roster)
 
@@ -110,6 +111,7 @@ class AgentGroupServer:
         return asdict(await self._engine.stats()) | {
             "replica": self._place.replica,
             "config_error": self._config_error,
+            "num_failed_health_checks_total": self._num_failed_health_checks,
         }
 
     async def scaling_stats(self) -> dict[str, float]:
@@ -140,9 +142,13 @@ class AgentGroupServer:
     async def check_health(self) -> None:
         """Raise if the engine is gone, stuck, or fails at every step: Serve then replaces the
         replica."""
-        if not self._engine.is_healthy:
-            raise RuntimeError("the engine has ended, or its steps fail one after the other")
-        await self._engine.check_responsive()
+        try:
+            if not self._engine.is_healthy:
+                raise EngineError("the engine has ended, or its steps fail one after the other.")
+            await self._engine.check_responsive()
+        except LatentMASError:
+            self._num_failed_health_checks += 1
+            raise
 
     def close(self) -> None:
         self._engine.close()

@@ -147,7 +147,12 @@ def test_every_measurement_runs_and_answers_are_those_in_process(tiny_qwen2: Pat
     agreed = [one.agreement for one in by_name.values() if one.agreement is not None]
     assert len(agreed) == 2
     assert all(agreement.is_complete for agreement in agreed)
-    assert {name for name, one in by_name.items() if one.bar} == {"served_two", "served_one"}
+    assert {name for name, one in by_name.items() if one.bar} == {
+        "served_two",
+        "served_one",
+        "cancel_thinking",
+        "cancel_speaking",
+    }
     assert "TOO SHORT" in by_name["served_two"].note
     assert [(run.num_clients, run.mode, run.num_answers) for run in taken.runs] == [
         (num_clients, mode, num_clients * num_requests)

@@ -371,7 +371,7 @@ async def test_replica_whose_engine_has_ended_is_unhealthy(args):
     engine = Engine(args.engine_of(args.groups[0]))
     server = make_servers(args, {"thinkers": engine, "deciders": engine})["thinkers"]
     server.close()
-    with pytest.raises(RuntimeError, match="ended"):
+    with pytest.raises(EngineError, match="ended"):
         await server.check_health()
     messages = [message async for message in server.run_stage(make_call(args))]
     assert isinstance(messages[-1], StageFailed)
