@@ -19,6 +19,7 @@ from deployments.adapter_host import AdapterHost
 from deployments.callers import CallerWatch
 from deployments.group_setup import GroupSetup
 from deployments.live import read_live_config
+from deployments.logs import log_through_serve
 from deployments.messages import (
     NOWHERE,
     AdapterFailed,
@@ -32,6 +33,7 @@ from deployments.messages import (
     StageMade,
     StageMessage,
 )
+from deployments.stage_log import logged_stage
 from deployments.transport import WireSegments, fetch, is_alive, this_place, to_wire
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
@@ -209,6 +211,7 @@ class AgentGroup:
     """The Serve face of ``AgentGroupServer``."""
 
     async def __init__(self, setup: GroupSetup) -> None:  # type: ignore[misc]  # Serve awaits it
+        log_through_serve()
         engine = await asyncio.to_thread(Engine, setup.engine)
         self._server = AgentGroupServer(engine, setup, this_place())
         self._callers = CallerWatch(is_alive)
@@ -228,7 +231,7 @@ class AgentGroup:
     async def run_stage(self, call: StageCall) -> AsyncGenerator[StageMessage | WireSegments, None]:
         async with (
             self._callers.watched(call.caller),
-            aclosing(self._server.run_stage(call)) as messages,
+            aclosing(logged_stage(call, self._server.run_stage(call))) as messages,
         ):
             async for message in messages:
                 yield message

@@ -8,11 +8,17 @@ import warnings
 from typing import Any
 
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.config import (
+    AutoscalingConfig,
+    AutoscalingPolicy,
+    BackpressureConfig,
+    RequestRouterConfig,
+)
 
 from cluster.config import GroupConfig, ScalingConfig
 from cluster.routing import DEFAULT_MAX_LEAD
 from deployments.agent_group import AgentGroup
+from deployments.api.errors import RETRY_AFTER_S
 from deployments.args import AppArgs
 from deployments.group_setup import GroupSetup
 from deployments.ingress import Ingress
@@ -33,6 +39,7 @@ def build_app(args: AppArgs) -> Application:
     ingress = Ingress.options(  # type: ignore[attr-defined]
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
+        backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
         graceful_shutdown_timeout_s=max(group.drain_timeout_s for group in args.groups),
         ray_actor_options={"num_cpus": 0},
     )

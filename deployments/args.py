@@ -12,6 +12,8 @@ from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, Wra
 
 from cluster.config import GroupConfig, GroupsConfig
 from cluster.problem import Problem, problems_of
+from deployments.access import AccessConfig
+from deployments.api.keys import read_keys
 from latentmas_core.agents.config import AgentConfig, default_agents
 from latentmas_core.agents.presets import PRESETS, preset_values
 from latentmas_core.config import EngineConfig, FrozenModel
@@ -73,9 +75,19 @@ def _in_plain_words(value: Any, validate: Callable[[Any], Any]) -> Any:
         raise ValueError(error.message) from None
 
 
+def _readable_keys(access: AccessConfig, info: ValidationInfo) -> AccessConfig:
+    if _checks_paths(info) and access.keys_file is not None:
+        try:
+            read_keys(access.keys_file)
+        except ConfigError as error:
+            raise ValueError(error.message) from None
+    return access
+
+
 AdapterToLoad = Annotated[AdapterSource | Name, AfterValidator(_existing_source)]
 Registry = Annotated[Path, AfterValidator(_readable_registry)]
 AdapterRoot = Annotated[Path, AfterValidator(_existing_folder)]
+CheckedAccess = Annotated[AccessConfig, AfterValidator(_readable_keys)]
 
 
 class AdaptersConfig(FrozenModel):
@@ -113,6 +125,7 @@ class AppArgs(GroupsConfig):
     agents: tuple[Annotated[AgentConfig, WrapValidator(_shipped_or_declared)], ...] = ()
     pipelines: tuple[Annotated[PipelineSpec, WrapValidator(_in_plain_words)], ...] = ()
     adapters: AdaptersConfig = AdaptersConfig()
+    access: CheckedAccess = AccessConfig()
     max_ongoing_requests: int = Field(default=256, ge=1)
     max_queued_requests: int = Field(default=1024, ge=1)
     request_timeout_s: float = Field(default=540.0, gt=0)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from cluster.config import GroupConfig
 from cluster.problem import Problem
+from cluster.serve_file import ALL_INTERFACES
 from deployments.args import AppArgs
 from latentmas_core.errors import LatentMASError
 from latentmas_core.latent.segment import BASE_ADAPTER
@@ -42,6 +43,17 @@ def timeout_warnings(args: AppArgs, serve_timeout_s: float | None) -> Iterator[P
             "request_timeout_s",
             f"is {args.request_timeout_s:g} and http_options.request_timeout_s "
             f"{serve_timeout_s:g}: Serve ends requests first, in plain text. Keep its own above",
+        )
+
+
+def exposure_warnings(args: AppArgs, host: str) -> Iterator[Problem]:
+    """``host``: where the service listens."""
+    access = args.access
+    if host in ALL_INTERFACES and access.keys_file is None and not access.require_keys:
+        yield Problem(
+            "access.require_keys",
+            f"is false, there is no keys_file, and the service listens on {host}: without keys in "
+            "its environment whoever reaches the port may use it. Set one of them",
         )
 
 

@@ -17,7 +17,12 @@ from cluster.placement import Demand, Node, Placement, place
 from cluster.problem import Problem, ProblemsError, join, problems_of
 from cluster.serve_file import CheckedFile, check_serve_file, read_serve_file
 from deployments.args import WITHOUT_PATHS, AppArgs
-from deployments.args_check import adapter_problems, args_warnings, timeout_warnings
+from deployments.args_check import (
+    adapter_problems,
+    args_warnings,
+    exposure_warnings,
+    timeout_warnings,
+)
 from deployments.layout import (
     ApplicationLayout,
     lay_out_group,
@@ -100,7 +105,11 @@ def check_document(document: Any, nodes: Sequence[Node], *, checks_paths: bool =
         if args is not None:
             prefix = f"{config.get('name')}." if len(configs) > 1 else ""
             ours.append(_Application(path, config, args, prefix))
-            said = [*args_warnings(args), *timeout_warnings(args, serve.request_timeout_s)]
+            said = [
+                *args_warnings(args),
+                *exposure_warnings(args, serve.host),
+                *timeout_warnings(args, serve.request_timeout_s),
+            ]
             warnings += [warning.below(join(path, "args")) for warning in said]
     warnings += [_not_ours(path, one) for path, one in serve.applications if not _is_ours(one)]
     placement = place(nodes, _demands(ours))

@@ -1,5 +1,7 @@
-"""The HTTP face: routes only. What they do is in the reasoner, how they fail in api/errors."""
+"""The HTTP face: routes only. What they do is in the reasoner, how they fail in api/errors, who may
+call them in api/access."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,13 +9,16 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
 
+from deployments.api.access import Access, install_access
 from deployments.api.adapters import AdapterAdmin, add_adapter_routes
 from deployments.api.errors import ErrorKind, error_response, install_error_handlers
+from deployments.api.keys import open_keys
 from deployments.api.streaming import HEADERS, MEDIA_TYPE, server_sent_events
 from deployments.args import AppArgs
 from deployments.budget import TransferBudget
+from deployments.logs import log_through_serve
 from deployments.reasoner import Reasoner
-from deployments.transport import GroupHandle, object_store_bytes
+from deployments.transport import GroupHandle, object_store_bytes, rename_request
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
 
@@ -27,10 +32,13 @@ class ReasonBody(ReasonRequest):
         return ReasonRequest.model_validate(self.model_dump(exclude={"stream"}))
 
 
-def build_http_app(reasoner: Reasoner, admin: AdapterAdmin) -> FastAPI:
-    """All routes over one reasoner."""
+def build_http_app(
+    reasoner: Reasoner, admin: AdapterAdmin, access: Access | None = None
+) -> FastAPI:
+    """All routes over one reasoner; open to everyone without ``access``."""
     app = FastAPI(title="LatentMAS on Ray Serve", redoc_url=None)
     install_error_handlers(app)
+    install_access(app, access or Access())
     add_adapter_routes(app, reasoner.adapters, admin)
 
     @app.post("/v1/reason", response_model=Result)
@@ -74,10 +82,17 @@ class Ingress:
     """One application's HTTP ingress; it holds handles, never memories or weights."""
 
     def __init__(self, args: AppArgs, handles: Mapping[str, GroupHandle]) -> None:
+        log_through_serve()
+        access = Access(
+            args.access,
+            open_keys(args.access, os.environ),
+            is_behind_serve=True,
+            renamed=rename_request,
+        )
         admin = AdapterAdmin(args.adapters, args.engine.model_name)
         max_bytes = args.max_transfer_bytes or max(1, object_store_bytes() // 2)
         reasoner = Reasoner(args, handles, TransferBudget(max_bytes))
-        self._app = build_http_app(reasoner, admin)
+        self._app = build_http_app(reasoner, admin, access)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app

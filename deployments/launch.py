@@ -66,9 +66,8 @@ def _check(config_path: Path) -> int:
         sys.exit("\n".join(f"{config_path}: {problem}" for problem in report.problems))
     if report.serve.host != HOST:
         sys.exit(
-            f"http_options.host is {report.serve.host}; this command serves on {HOST} only, since "
-            "there are no API keys yet. Set it to that, or start `serve run` yourself behind a "
-            "gateway."
+            f"http_options.host is {report.serve.host}; this command serves on {HOST} only. Set it "
+            "to that, or start `serve run` yourself, with API keys (docs/security.md)."
         )
     _check_free(report.serve.port)
     return report.serve.port

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cluster.routing import RoutingHint
+from deployments.logs import NO_ORIGIN, Origin
 from latentmas_core.errors import LatentMASError
 from latentmas_core.events import Event
 from latentmas_core.latent.memory import Memory
@@ -93,7 +94,8 @@ class StageCall:
     ``adapters``: those that the stage needs, as they were when the request began. A replica that
     lacks one loads it; one that has another of its name refuses the call. ``caller``: whose death
     ends the stage, where it has one. ``is_streamed``: the answer is sent word by word; each word
-    is an object of Ray's, which nobody should pay for who waits for the whole.
+    is an object of Ray's, which nobody should pay for who waits for the whole. ``origin``: whose
+    work it is, for logs.
     """
 
     stage: Stage
@@ -103,6 +105,7 @@ class StageCall:
     adapters: tuple[LoadedAdapter, ...] = ()
     caller: str | None = None
     is_streamed: bool = True
+    origin: Origin = NO_ORIGIN
 
     @property
     def digests(self) -> dict[str, str]:

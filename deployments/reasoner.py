@@ -15,17 +15,19 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from deployments.access import current_caller
 from deployments.adapters import AdapterDirectory
 from deployments.args import AppArgs
 from deployments.budget import RunAccount, TransferBudget
+from deployments.logs import begin_run, note
 from deployments.messages import LoadedAdapter
 from deployments.runner import ServeAgentRunner
 from deployments.transport import GroupHandle, ask_all_replicas
 from latentmas_core.errors import DeadlineError, LatentMASError, NotFoundError
-from latentmas_core.events import Event
+from latentmas_core.events import AnswerDone, Event
 from latentmas_core.lora.choice import adapters_of, check_choices
 from latentmas_core.pipelines.assignment import exchanges_memory
-from latentmas_core.pipelines.executor import Executor, result_of
+from latentmas_core.pipelines.executor import Executor, new_run_id, result_of
 from latentmas_core.pipelines.plan import Plan, Stage, plan
 from latentmas_core.pipelines.retries import RetryPolicy
 from latentmas_core.request import Handoff, Mode, ReasonRequest
@@ -51,7 +53,8 @@ class Reasoner:
         self.adapters = AdapterDirectory(handles)
 
     async def check(self, request: ReasonRequest) -> None:
-        """Raise NotFoundError if its pipeline, an agent or an adapter does not exist here."""
+        """Raise NotFoundError if its pipeline, an agent or an adapter does not exist here,
+        ConfigError if its caller may not ask for so much."""
         await self._prepare(request)
 
     def stream(self, request: ReasonRequest) -> AsyncGenerator[Event, None]:
@@ -76,10 +79,20 @@ class Reasoner:
                 chosen, adapters = await self._prepare(request)
                 account = await stack.enter_async_context(self._account_for(chosen, request))
             request = request.model_copy(update={"timeout_s": ends_at - time.monotonic()})
-            runner = ServeAgentRunner(self._handles, account, adapters, is_streamed=is_streamed)
+            run_id = new_run_id()
+            runner = ServeAgentRunner(
+                self._handles,
+                account,
+                adapters,
+                is_streamed=is_streamed,
+                origin=begin_run(run_id),
+            )
             executor = Executor(runner, retries=self._retries)
-            async with aclosing(executor.run(chosen, request)) as events:
+            note(run_id=run_id, pipeline=request.pipeline, mode=request.mode.value)
+            async with aclosing(executor.run(chosen, request, run_id=run_id)) as events:
                 async for event in events:
+                    if isinstance(event, AnswerDone):
+                        note(**event.result.usage.model_dump())
                     yield event
 
     def _account_for(
@@ -93,6 +106,7 @@ class Reasoner:
         self, request: ReasonRequest
     ) -> tuple[Plan, dict[str, tuple[LoadedAdapter, ...]]]:
         """What is to run, and the adapters that each stage of it needs, by its name."""
+        current_caller().check(request)
         chosen = self.plan_of(request)
         check_choices(self._pipelines[request.pipeline], request)
         chosen = chosen.in_mode(request.mode)

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
 from deployments.budget import RunAccount
+from deployments.logs import NO_ORIGIN, Origin
 from deployments.messages import LoadedAdapter, Parcel, RemoteMemory, StageCall, StageMade
 from deployments.transport import GroupHandle, stream_stage
 from latentmas_core.events import Event
@@ -29,11 +30,13 @@ class ServeAgentRunner:
         adapters: Mapping[str, tuple[LoadedAdapter, ...]],
         *,
         is_streamed: bool = True,
+        origin: Origin = NO_ORIGIN,
     ) -> None:
         self._handles = handles
         self._account = account
         self._adapters = adapters
         self._is_streamed = is_streamed
+        self._origin = origin
 
     def think(
         self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
@@ -61,6 +64,7 @@ class ServeAgentRunner:
             request,
             adapters,
             is_streamed=self._is_streamed,
+            origin=self._origin,
         )
         made: StageMade | None = None
         parcels = call.memory.parcels if call.memory else ()

@@ -181,6 +181,14 @@ def this_place() -> Place:
     )
 
 
+def rename_request(request_id: str) -> None:
+    """Let Serve's own logs, and the replicas that are called, know the current request by this
+    id; until now it was what the client called it."""
+    known = serve.context._get_serve_request_context()
+    renamed: Any = replace(known, request_id=request_id)  # Ray declares no type for it
+    serve.context._serve_request_context.set(renamed)
+
+
 def _this_actor() -> str | None:
     """The name by which other processes know this replica; None outside of one."""
     try:

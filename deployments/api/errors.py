@@ -3,7 +3,7 @@
 The shape is OpenAI's: {"error": {"message", "type", "param", "code"}}.
 """
 
-import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
@@ -23,8 +23,6 @@ from latentmas_core.errors import (
     NotFoundError,
     SegmentError,
 )
-
-logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 5
 
@@ -61,16 +59,32 @@ def kind_of(error: LatentMASError) -> ErrorKind:
 
 
 def error_body(kind: ErrorKind, message: str, param: str | None) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind.type, "param": param, "code": kind.code}}
+    shown = {
+        "message": _encodable(message),
+        "type": kind.type,
+        "param": _encodable(param) if param is not None else None,
+        "code": kind.code,
+    }
+    return {"error": shown}
 
 
-def error_response(kind: ErrorKind, message: str, param: str | None = None) -> JSONResponse:
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if kind.status == 503 else None
-    return JSONResponse(error_body(kind, message, param), kind.status, headers)
+def error_response(
+    kind: ErrorKind,
+    message: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    retry = {"Retry-After": str(RETRY_AFTER_S)} if kind.status == 503 else {}
+    return JSONResponse(error_body(kind, message, param), kind.status, {**retry, **(headers or {})})
+
+
+def _encodable(text: str) -> str:
+    """What clients send may hold halves of characters, and comes back in messages."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Let ``app`` answer every error in the one shape."""
+    """Let ``app`` answer every error that is known in the one shape."""
 
     @app.exception_handler(LatentMASError)
     async def known(_: Request, error: LatentMASError) -> JSONResponse:
@@ -89,11 +103,6 @@ def install_error_handlers(app: FastAPI) -> None:
         )
         response.headers.update(error.headers or {})
         return response
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(INTERNAL, "internal error; see the log of the service.")
 
 
 def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:

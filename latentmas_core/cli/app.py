@@ -28,7 +28,11 @@ def build_app() -> typer.Typer:
         """Multi-agent reasoning whose agents hand each other thoughts, not text."""
 
     for command in sorted(entry_points(group=COMMANDS), key=lambda command: command.name):
-        app.command(command.name)(command.load())
+        loaded = command.load()
+        if isinstance(loaded, typer.Typer):  # one with commands of its own
+            app.add_typer(loaded, name=command.name)
+        else:
+            app.command(command.name)(loaded)
     return app
 
 

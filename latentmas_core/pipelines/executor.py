@@ -5,6 +5,7 @@ Knows nothing of engines or deployments; an ``AgentRunner`` runs the stages.
 
 import asyncio
 import secrets
+import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Generic, TypeVar
 
@@ -33,8 +34,11 @@ class Executor(Generic[MemoryRef]):
         self._runner = runner
         self._retries = retries
 
-    async def run(self, plan: Plan, request: ReasonRequest) -> AsyncGenerator[Event, None]:
+    async def run(
+        self, plan: Plan, request: ReasonRequest, *, run_id: str | None = None
+    ) -> AsyncGenerator[Event, None]:
         """What happens, as it happens, then ``AnswerDone``; mode ``single`` runs the speaker only.
+        ``run_id`` becomes the result's.
 
         The first stage that fails, and is not to be done without, cancels the others and its error
         is raised as it was. DeadlineError after ``request.timeout_s``. Closing the iteration
@@ -44,7 +48,7 @@ class Executor(Generic[MemoryRef]):
         if self._retries.max_attempts > 1 and request.seed is None:
             # An answer that is begun again has to begin with the same words.
             request = request.model_copy(update={"seed": secrets.randbits(SEED_BITS)})
-        walk = Walk(self._runner, plan, request, self._retries)
+        walk = Walk(self._runner, plan, request, self._retries, run_id=run_id or new_run_id())
         walking = asyncio.create_task(walk.run())
         try:
             while (event := await walk.events.get()) is not None:
@@ -55,6 +59,10 @@ class Executor(Generic[MemoryRef]):
             await asyncio.wait([walking])
             _note_outcome(walking)
         yield AnswerDone(walk.result())
+
+
+def new_run_id() -> str:
+    return f"reason-{uuid.uuid4().hex}"
 
 
 async def result_of(events: AsyncIterator[Event]) -> Result:

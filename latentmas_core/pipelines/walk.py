@@ -8,7 +8,6 @@ made them run again first. Knows nothing of engines or deployments.
 import asyncio
 import logging
 import time
-import uuid
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import aclosing
@@ -41,7 +40,10 @@ class Walk(Generic[MemoryRef]):
         plan: Plan,
         request: ReasonRequest,
         retries: RetryPolicy,
+        *,
+        run_id: str,
     ) -> None:
+        self._run_id = run_id
         self._runner = runner
         self._plan = plan
         self._request = request
@@ -82,7 +84,7 @@ class Walk(Generic[MemoryRef]):
         nodes = [node.name for stage in done_stages for node in stage.nodes]
         agents = tuple(self._traces[node] for node in nodes)
         return Result(
-            id=f"reason-{uuid.uuid4().hex}",
+            id=self._run_id,
             final_answer=agents[-1].text,
             pipeline=self._plan.pipeline,
             mode=self._request.mode,

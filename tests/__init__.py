@@ -1,0 +1,1 @@
+"""A package, so that `tests/deployments` is not taken for `deployments`."""

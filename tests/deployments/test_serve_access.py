@@ -1,0 +1,204 @@
+"""Keys, ids and logs of a running application, seen through its sockets and its log files."""
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from deployments.api.keys import digest_of
+from deployments.app import build_app
+from deployments.args import AppArgs
+from tests.deployments.keys import ALICE, BOB
+from tests.deployments.service import Service
+from tests.deployments.test_keys import entry, write
+from tests.factories import make_tiny_model
+
+pytestmark = [pytest.mark.serve, pytest.mark.slow]
+
+QUESTION = "Which colour has the unicorn in the cellar?"
+BODY_TIMEOUT_S = 1.0
+MAX_BODY_BYTES = 10_000
+
+
+class Guarded(Service):
+    """With a key on every call, and the log files of its replicas."""
+
+    def __init__(self, port: int, logs: Path) -> None:
+        super().__init__(port)
+        self.logs = logs
+        self._http.headers["authorization"] = f"Bearer {ALICE}"
+
+    def lines(self, event: str) -> list[dict]:
+        """All lines about requests or stages, with the name of their file."""
+        return [
+            line | {"file": path.name}
+            for path in self.logs.rglob("*.log")
+            for text in path.read_text().splitlines()
+            if (line := json.loads(text)).get("event") == event
+        ]
+
+
+@pytest.fixture(scope="module")
+def service(serve_port, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guarded")
+    keys = write(folder / "keys.yaml", entry("alice", tenant="team"), entry("bob", BOB))
+    args = {
+        "engine": {
+            "model_name": str(make_tiny_model(folder / "model", "qwen2")),
+            "device": "cpu",
+            "dtype": "float32",
+            "kv_cache_bytes": 2**24,
+        },
+        "latent_steps": 2,
+        "groups": [
+            {"name": "thinkers", "agents": ["planner", "critic"]},
+            {"name": "deciders", "agents": ["refiner", "judger"]},
+        ],
+        "access": {
+            "keys_file": str(keys),
+            "require_keys": True,
+            "body_timeout_s": BODY_TIMEOUT_S,
+            "max_body_bytes": MAX_BODY_BYTES,
+        },
+    }
+    serve.run(
+        build_app(AppArgs.model_validate(args)),
+        name=Service.NAME,
+        route_prefix="/",
+        logging_config={"encoding": "JSON", "logs_dir": str(folder / "logs")},
+    )
+    with Guarded(serve_port, folder / "logs") as service:
+        yield service
+    serve.delete(Service.NAME)
+
+
+def test_only_a_right_key_gets_in(service):
+    for headers in ({}, {"authorization": "Bearer wrong"}):
+        response = httpx.post(
+            f"{service.url}/v1/reason", json={"question": QUESTION}, headers=headers
+        )
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+    assert httpx.get(f"{service.url}/healthz").status_code == 200
+    assert service.ask(question=QUESTION, max_tokens=2).status_code == 200
+
+
+def test_one_request_is_followed_by_its_id_through_ingress_and_replicas(service):
+    response = service._http.post(
+        "/v1/reason",
+        json={"question": QUESTION, "max_tokens": 2, "temperature": 0},
+        headers={"x-request-id": "follow-me-1"},
+    )
+    assert response.headers.get_list("x-request-id") == ["follow-me-1"]
+    result = response.json()
+
+    def mine(event):
+        return [line for line in service.lines(event) if line["request_id"] == "follow-me-1"]
+
+    service.wait_until(
+        lambda: len(mine("request")) == 1 and len(mine("stage")) == 2,
+        timeout_s=10,
+        says=lambda: [mine("request"), mine("stage")],
+    )
+    (line,) = mine("request")
+    assert (line["status"], line["key_name"], line["tenant"]) == (200, "alice", "team")
+    assert (line["pipeline"], line["mode"]) == ("hierarchical", "latent")
+    assert line["completion_tokens"] == result["usage"]["completion_tokens"]
+    assert line["deployment"] == "Ingress"
+    stages = mine("stage")
+    assert {one["run_id"] for one in stages} == {result["id"]} == {line["run_id"]}
+    assert {one["group"] for one in stages} == {"thinkers", "deciders"}
+    assert {one["deployment"] for one in stages} == {"thinkers", "deciders"}
+    assert {one["replica"] for one in stages} <= {
+        one["replica"].split("#")[-1] for one in service.replicas()
+    } | {one["replica"] for one in service.replicas()}
+    assert sum(one["latent_steps"] for one in stages) == result["usage"]["latent_steps"]
+    assert len({one["file"] for one in stages}) == 2, "each in the log of its own replica"
+
+
+def test_id_that_is_none_is_renamed_in_all_logs_alike(service):
+    response = service._http.post(
+        "/v1/reason",
+        json={"question": QUESTION, "max_tokens": 2},
+        headers={"x-request-id": "not good"},
+    )
+    ours = [one for one in response.headers.get_list("x-request-id") if one != "not good"]
+    assert len(ours) == 1
+    service.wait_until(
+        lambda: sum(line["request_id"] == ours[0] for line in service.lines("stage")) == 2,
+        timeout_s=10,
+    )
+    assert [line["status"] for line in service.lines("request") if line["request_id"] == ours[0]]
+
+
+def test_slow_client_is_cut_and_holds_nobody_up(service):
+    head = (
+        "POST /v1/reason HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {ALICE}\r\nContent-Length: 100\r\n\r\n"
+    )
+    began_at = time.monotonic()
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as slow:
+        slow.sendall(head.encode() + b'{"question": ')
+        assert service.ask(question=QUESTION, max_tokens=2).status_code == 200
+        answer = b""
+        while part := slow.recv(65536):  # until the service closes the connection
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"body_timeout" in answer
+    assert time.monotonic() - began_at < BODY_TIMEOUT_S + 10
+
+
+def test_endless_body_is_cut(service):
+    sent = 0
+    head = (
+        "POST /v1/reason HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {ALICE}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    chunk = b"400\r\n" + b"x" * 1024 + b"\r\n"
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as endless:
+        endless.sendall(head.encode())
+        try:
+            while sent < 10_000:
+                endless.sendall(chunk)
+                sent += 1
+                endless.setblocking(False)
+                try:
+                    answer = endless.recv(65536)
+                    break
+                except BlockingIOError:
+                    endless.settimeout(20)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b""
+    assert sent < 10_000, "ten megabytes were taken"
+    assert not answer or answer.startswith(b"HTTP/1.1 413 ")
+    assert service.ask(question=QUESTION, max_tokens=2).status_code == 200
+
+
+def test_client_that_leaves_within_its_body_harms_nobody(service):
+    for content in (b"", b'{"question": "W'):
+        with socket.create_connection(("127.0.0.1", service.port), timeout=20) as leaving:
+            head = f"POST /v1/reason HTTP/1.1\r\nHost: x\r\nX-API-Key: {ALICE}\r\n"
+            leaving.sendall(head.encode() + b"Content-Length: 100\r\n\r\n" + content)
+    assert service.ask(question=QUESTION, max_tokens=2).status_code == 200
+    service.wait_until_idle()
+
+
+def test_no_key_hash_question_or_answer_is_in_any_log_of_the_cluster(service):
+    answer = service.ask(question=QUESTION, max_tokens=12, temperature=0).json()["final_answer"]
+    folders = [service.logs, Path(ray._private.worker._global_node.get_logs_dir_path())]
+    texts = [
+        path.read_text(errors="replace")
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
+    ]
+    assert any("key_name" in text for text in texts), "nothing was logged"
+    secrets = [QUESTION, "unicorn", ALICE, BOB, digest_of(ALICE).hex(), digest_of(BOB).hex()]
+    secrets += [answer] if len(answer) >= 8 else []
+    for secret in secrets:
+        assert not [text for text in texts if secret in text]
