@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments.access import AccessConfig, Caller, Right, set_caller
 from deployments.api.body import BodyReader
 from deployments.api.errors import ErrorKind, error_response
+from deployments.api.key_docs import describe_keys
 from deployments.api.keys import KeyRing
 from deployments.api.limits import CallerLimits, OverLimit
 from deployments.api.request_log import HEADER as REQUEST_ID_HEADER
@@ -51,6 +52,8 @@ class Access:
 def install_access(app: FastAPI, access: Access) -> None:
     """Put everything in front of ``app``'s routes; the last one added is the outermost."""
     config = access.config
+    if not access.keys.is_empty:
+        describe_keys(app, PUBLIC_PATHS)
     app.add_middleware(BodyReader, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
     app.add_middleware(Gate, access=access)
     if config.cors_origins:

@@ -160,6 +160,18 @@ async def test_key_that_may_only_administrate_may_not_ask(app, reasoner):
     assert not reasoner.requests
 
 
+async def test_description_of_the_calls_says_which_need_a_key(app, reasoner):
+    async with client_of(app) as client:
+        schema = (await client.get("/openapi.json")).json()
+    assert set(schema["components"]["securitySchemes"]) == {"bearer", "header"}
+    for path, calls in schema["paths"].items():
+        for call in calls.values():
+            assert ("security" in call) == (path not in PUBLIC_PATHS), path
+    async with client_of(make_app(reasoner, Access())) as client:
+        schema = (await client.get("/openapi.json")).json()
+    assert "securitySchemes" not in schema.get("components", {})
+
+
 async def test_wrong_body_tells_nothing_to_whom_has_no_key(app):
     async with client_of(app) as client:
         response = await client.post("/v1/reason", content=b"\xff")

@@ -1,6 +1,7 @@
 """Keys, ids and logs of a running application, seen through its sockets and its log files."""
 
 import json
+import select
 import socket
 import time
 from pathlib import Path
@@ -109,14 +110,11 @@ def test_one_request_is_followed_by_its_id_through_ingress_and_replicas(service)
     assert (line["status"], line["key_name"], line["tenant"]) == (200, "alice", "team")
     assert (line["pipeline"], line["mode"]) == ("hierarchical", "latent")
     assert line["completion_tokens"] == result["usage"]["completion_tokens"]
-    assert line["deployment"] == "Ingress"
+    assert line["deployment"] == "latentmas_Ingress"
     stages = mine("stage")
     assert {one["run_id"] for one in stages} == {result["id"]} == {line["run_id"]}
     assert {one["group"] for one in stages} == {"thinkers", "deciders"}
-    assert {one["deployment"] for one in stages} == {"thinkers", "deciders"}
-    assert {one["replica"] for one in stages} <= {
-        one["replica"].split("#")[-1] for one in service.replicas()
-    } | {one["replica"] for one in service.replicas()}
+    assert {one["replica"] for one in stages} == {one["replica"] for one in service.replicas()}
     assert sum(one["latent_steps"] for one in stages) == result["usage"]["latent_steps"]
     assert len({one["file"] for one in stages}) == 2, "each in the log of its own replica"
 
@@ -154,28 +152,22 @@ def test_slow_client_is_cut_and_holds_nobody_up(service):
 
 
 def test_endless_body_is_cut(service):
-    sent = 0
     head = (
         "POST /v1/reason HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         f"Authorization: Bearer {ALICE}\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
     chunk = b"400\r\n" + b"x" * 1024 + b"\r\n"
+    is_cut = False
     with socket.create_connection(("127.0.0.1", service.port), timeout=20) as endless:
         endless.sendall(head.encode())
-        try:
-            while sent < 10_000:
+        deadline = time.monotonic() + 20
+        while not is_cut:
+            assert time.monotonic() < deadline, "it may send for ever"
+            try:
                 endless.sendall(chunk)
-                sent += 1
-                endless.setblocking(False)
-                try:
-                    answer = endless.recv(65536)
-                    break
-                except BlockingIOError:
-                    endless.settimeout(20)
-        except (BrokenPipeError, ConnectionResetError):
-            answer = b""
-    assert sent < 10_000, "ten megabytes were taken"
-    assert not answer or answer.startswith(b"HTTP/1.1 413 ")
+                is_cut = bool(select.select([endless], [], [], 0)[0])
+            except (BrokenPipeError, ConnectionResetError):
+                is_cut = True
     assert service.ask(question=QUESTION, max_tokens=2).status_code == 200
 
 
