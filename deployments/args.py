@@ -14,6 +14,7 @@ from cluster.config import GroupConfig, GroupsConfig
 from cluster.problem import Problem, problems_of
 from deployments.access import AccessConfig
 from deployments.api.keys import read_keys
+from latentmas_core.agents.assistant import ASSISTANT, assistant_agent
 from latentmas_core.agents.config import AgentConfig, default_agents
 from latentmas_core.agents.presets import PRESETS, preset_values
 from latentmas_core.config import EngineConfig, FrozenModel
@@ -21,8 +22,9 @@ from latentmas_core.errors import ConfigError, LatentMASError
 from latentmas_core.lora.library import AdapterSource
 from latentmas_core.lora.registry import read_entries
 from latentmas_core.names import Name
-from latentmas_core.pipelines.builtin import builtin_pipelines
+from latentmas_core.pipelines.builtin import CHAT, builtin_pipelines, chat_pipeline
 from latentmas_core.pipelines.spec import PipelineSpec
+from latentmas_core.request import DEFAULT_PIPELINE
 from latentmas_core.validation import validated
 
 WITHOUT_PATHS = {"checks_paths": False}  # a context: the paths are those of another machine
@@ -62,8 +64,11 @@ def _existing_source(source: AdapterSource | str, info: ValidationInfo) -> Adapt
 def _shipped_or_declared(value: Any, validate: Callable[[Any], Any]) -> Any:
     """A shipped name without a role is that agent, with the fields that are given changed."""
     name = value.get("name") if isinstance(value, Mapping) else None
-    if isinstance(name, str) and name in PRESETS and "role" not in value:
-        value = preset_values(name) | value
+    if isinstance(name, str) and "role" not in value:
+        if name in PRESETS:
+            value = preset_values(name) | value
+        elif name == ASSISTANT:
+            value = assistant_agent().model_dump() | value
     return _in_plain_words(value, validate)
 
 
@@ -113,7 +118,8 @@ class AppArgs(GroupsConfig):
 
     An agent or pipeline of a shipped name replaces it; an agent that is declared without a role
     changes the shipped one only in what it declares. Every agent of every pipeline has to be
-    hosted by a group; shipped pipelines whose agents are not hosted are not offered.
+    hosted by a group; shipped pipelines whose agents are not hosted are not offered. The assistant,
+    for plain chat, is hosted without being told, where the default pipeline's speaker is.
     ``request_timeout_s`` is the most that a request may take, whatever it says itself. A stage
     whose replica is lost is tried ``max_stage_attempts`` times. While ``max_transfer_bytes`` of
     memory are on their way between groups new requests wait; by default that is half of the
@@ -207,21 +213,40 @@ class AppArgs(GroupsConfig):
 
     @property
     def known_agents(self) -> dict[str, AgentConfig]:
-        return {agent.name: agent for agent in (*default_agents(), *self.agents)}
+        shipped = (*default_agents(), assistant_agent())
+        return {agent.name: agent for agent in (*shipped, *self.agents)}
+
+    @property
+    def group_of(self) -> dict[str, str]:
+        """Maps each agent, the assistant too, to the name of the group that hosts it."""
+        told = super().group_of
+        return {ASSISTANT: self._assistants_group(told)} | told
+
+    def _assistants_group(self, told: Mapping[str, str]) -> str:
+        specs = builtin_pipelines() | {spec.name: spec for spec in self.pipelines}
+        return told.get(specs[DEFAULT_PIPELINE].speaker.agent, self.groups[0].name)
 
     @property
     def offered_pipelines(self) -> dict[str, PipelineSpec]:
         """The pipelines whose agents are all hosted."""
-        hosted = [agent for agent in self.known_agents if agent in self.group_of]
+        told = super().group_of
+        # The assistant is nobody's turn in a sequence, unless it is an agent of the operator's own.
+        own = {agent.name for agent in self.agents}
+        hosted = [a for a in self.known_agents if a in told and (a != ASSISTANT or a in own)]
         shipped = {
             name: spec
             for name, spec in builtin_pipelines(hosted).items()
-            if all(node.agent in self.group_of for node in spec.nodes)
+            if all(node.agent in told for node in spec.nodes)
         }
+        shipped[CHAT] = chat_pipeline()
         return shipped | {spec.name: spec for spec in self.pipelines}
 
     def agents_of(self, group: GroupConfig) -> dict[str, AgentConfig]:
-        return {name: self.known_agents[name] for name in group.agents}
+        """Those that a group hosts, the assistant behind those that it is told of."""
+        known = self.known_agents
+        is_told = ASSISTANT in group.agents or self.group_of[ASSISTANT] != group.name
+        names = group.agents if is_told else (*group.agents, ASSISTANT)
+        return {name: known[name] for name in names}
 
     def engine_of(self, group: GroupConfig) -> EngineConfig:
         """The common engine options with the group's own on top."""

@@ -208,7 +208,10 @@ def _lay_out(application: _Application, placement: Placement) -> ApplicationLayo
         route_prefix=application.config.get("route_prefix", "/"),
         groups=tuple(
             lay_out_group(
-                group, application.bounds(group), placement.seats_of(application.label(group))
+                group,
+                args.agents_of(group),
+                application.bounds(group),
+                placement.seats_of(application.label(group)),
             )
             for group in args.groups
         ),

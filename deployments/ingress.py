@@ -13,6 +13,8 @@ from deployments.api.access import Access, install_access
 from deployments.api.adapters import AdapterAdmin, add_adapter_routes
 from deployments.api.errors import ErrorKind, error_response, install_error_handlers
 from deployments.api.keys import open_keys
+from deployments.api.openai.models import ChatModels
+from deployments.api.openai.routes import add_chat_routes
 from deployments.api.streaming import HEADERS, MEDIA_TYPE, server_sent_events
 from deployments.args import AppArgs
 from deployments.budget import TransferBudget
@@ -33,13 +35,14 @@ class ReasonBody(ReasonRequest):
 
 
 def build_http_app(
-    reasoner: Reasoner, admin: AdapterAdmin, access: Access | None = None
+    reasoner: Reasoner, admin: AdapterAdmin, models: ChatModels, access: Access | None = None
 ) -> FastAPI:
     """All routes over one reasoner; open to everyone without ``access``."""
     app = FastAPI(title="LatentMAS on Ray Serve", redoc_url=None)
     install_error_handlers(app)
     install_access(app, access or Access())
     add_adapter_routes(app, reasoner.adapters, admin)
+    add_chat_routes(app, reasoner, models)
 
     @app.post("/v1/reason", response_model=Result)
     async def reason(body: ReasonBody) -> Any:
@@ -92,7 +95,7 @@ class Ingress:
         admin = AdapterAdmin(args.adapters, args.engine.model_name)
         max_bytes = args.max_transfer_bytes or max(1, object_store_bytes() // 2)
         reasoner = Reasoner(args, handles, TransferBudget(max_bytes))
-        self._app = build_http_app(reasoner, admin, access)
+        self._app = build_http_app(reasoner, admin, ChatModels.of(args), access)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app

@@ -3,7 +3,7 @@
 Plain data, ready to be printed or dumped. Starts nothing and loads nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cluster.config import GroupConfig
@@ -62,12 +62,15 @@ class ApplicationLayout:
 
 
 def lay_out_group(
-    group: GroupConfig, bounds: tuple[int, int], seats: tuple[Seat, ...]
+    group: GroupConfig,
+    agents: Iterable[str],
+    bounds: tuple[int, int],
+    seats: tuple[Seat, ...],
 ) -> GroupLayout:
     """``bounds``: the least and the most replicas, once Serve's overrides are in."""
     return GroupLayout(
         name=group.name,
-        agents=group.agents,
+        agents=tuple(agents),
         min_replicas=bounds[0],
         max_replicas=bounds[1],
         num_cpus=group.num_cpus,

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 MAX_LATENT_STEPS = 512
 MAX_TOP_K = 2**31 - 1
+MAX_TOP_LOGPROBS = 20
 MAX_ADAPTER_WEIGHT = 100.0
 
 # The constraint also refuses lone surrogates, which no tokenizer can read.
@@ -72,7 +73,10 @@ class EngineConfig(FrozenModel):
 
 
 class SamplingParams(FrozenModel):
-    """How an answer is sampled. ``temperature=0`` is greedy; ``ignore_eos`` forces the length."""
+    """How an answer is sampled. ``temperature=0`` is greedy; ``ignore_eos`` forces the length.
+
+    With ``logprobs`` each token comes with its log-probability and so many of the likeliest.
+    """
 
     max_tokens: int = Field(default=512, ge=1)
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
@@ -81,6 +85,7 @@ class SamplingParams(FrozenModel):
     seed: int | None = None
     stop: tuple[Text, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
 
     @property
     def is_greedy(self) -> bool:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from latentmas_core.logprobs import AnswerToken
 from latentmas_core.result import AgentTrace, Result
 
 
@@ -49,9 +50,11 @@ class StageGivenUp:
 
 @dataclass(frozen=True)
 class AnswerDelta:
-    """A piece of the speaker's answer; pieces never split a character."""
+    """A piece of the speaker's answer; pieces never split a character. ``logprobs``: its tokens,
+    where the request asks for them."""
 
     text: str
+    logprobs: tuple[AnswerToken, ...] = ()
 
 
 @dataclass(frozen=True)

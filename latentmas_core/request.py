@@ -1,11 +1,19 @@
 """One question and how it is to be reasoned about: the same fields in process and over HTTP."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
-from latentmas_core.config import MAX_LATENT_STEPS, MAX_TOP_K, AdapterChoice, FrozenModel, Text
+from latentmas_core.chat import ChatMessage, Conversation, ToolSpec, check_order
+from latentmas_core.config import (
+    MAX_LATENT_STEPS,
+    MAX_TOP_K,
+    MAX_TOP_LOGPROBS,
+    AdapterChoice,
+    FrozenModel,
+    Text,
+)
 from latentmas_core.latent.memory import MergeRule
 
 DEFAULT_PIPELINE = "hierarchical"
@@ -57,9 +65,17 @@ class ReasonRequest(FrozenModel):
     ``max_wait_s``: an agent that waits so long for its turn, or certainly will, is refused.
     ``timeout_s``: the answer must be there by then; ``stage_timeout_s``: each stage's work, from
     when its inputs are there. ``on_expert_failure``: whether the others go on without one of them.
+
+    ``history`` is what was said before the question, ``tool_messages`` what came of it since: calls
+    and what the tools answered. Every agent that is shown the question is shown them around it.
+    ``tools`` are those that the answer may call; only the speaker is told of them. ``logprobs``:
+    each token of the answer with its log-probability, and so many of the likeliest beside it.
     """
 
-    question: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    question: Annotated[str, StringConstraints(pattern=r"\S")]
+    history: tuple[ChatMessage, ...] = ()
+    tool_messages: tuple[ChatMessage, ...] = ()
+    tools: tuple[ToolSpec, ...] = ()
     pipeline: str = DEFAULT_PIPELINE
     mode: Mode = Mode.LATENT
     latent_steps: int | None = Field(default=None, ge=0, le=MAX_LATENT_STEPS)
@@ -73,9 +89,19 @@ class ReasonRequest(FrozenModel):
     seed: int | None = None
     stop: tuple[Text, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
     system_prompt: Text | None = None
     adapters: dict[Text, AdapterChoice | None] = Field(default_factory=dict)
     max_wait_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     timeout_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     stage_timeout_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     on_expert_failure: OnExpertFailure | None = None
+
+    @model_validator(mode="after")
+    def _messages_are_in_order(self) -> Self:
+        check_order(self.history, self.tool_messages)
+        return self
+
+    @property
+    def conversation(self) -> Conversation:
+        return Conversation(self.history, self.tool_messages)

@@ -5,6 +5,7 @@ from enum import StrEnum
 from pydantic import ConfigDict, Field
 
 from latentmas_core.config import FrozenModel
+from latentmas_core.logprobs import AnswerToken
 from latentmas_core.request import Mode
 
 
@@ -13,7 +14,8 @@ class AgentTrace(FrozenModel):
 
     ``adapter`` is the name of the adapter that its rows were computed with, or "base";
     ``adapter_digest`` the SHA-256 of its files. ``started_at``: seconds since 1970, by the clock of
-    the machine that ran it; it was busy from then on for ``latency_ms``.
+    the machine that ran it; it was busy from then on for ``latency_ms``. ``logprobs``: the tokens
+    of the answer, of the speaker whose request asks for them.
     """
 
     name: str
@@ -27,6 +29,7 @@ class AgentTrace(FrozenModel):
     started_at: float
     latency_ms: float
     text: str = ""
+    logprobs: tuple[AnswerToken, ...] | None = None
 
 
 class Usage(FrozenModel):

@@ -75,7 +75,7 @@ def _randomize_vectors(model: torch.nn.Module, *, std: float) -> None:
 
 def _byte_tokenizer(*, chat_template: bool) -> PreTrainedTokenizerFast:
     """Token ``b`` is byte ``b``; the special tokens follow at 256."""
-    vocabulary = {symbol: byte for byte, symbol in enumerate(_byte_symbols())}
+    vocabulary = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     vocabulary |= {token: 256 + index for index, token in enumerate(SPECIAL_TOKENS)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -89,7 +89,7 @@ def _byte_tokenizer(*, chat_template: bool) -> PreTrainedTokenizerFast:
     )
 
 
-def _byte_symbols() -> list[str]:
+def byte_symbols() -> list[str]:
     """The printable character that byte-level tokenizers write for each byte (from GPT-2)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     unprintable = [byte for byte in range(256) if byte not in printable]

@@ -27,6 +27,15 @@ from latentmas_core.errors import (
 RETRY_AFTER_S = 5
 
 
+# Clients of OpenAI's API expect one status for all that is wrong with a request.
+_OPENAI_CALLS = ("/v1/chat/", "/v1/models")
+_OPENAI_STATUS = {413: 400, 422: 400}
+
+
+class ModelNotFoundError(NotFoundError):
+    """What ``model`` names is no pipeline, adapter or base model here."""
+
+
 class ErrorKind(NamedTuple):
     """How one class of errors is told to a client."""
 
@@ -40,6 +49,7 @@ INTERNAL = ErrorKind(500, "server_error", "internal_error")
 
 _KINDS: dict[type[LatentMASError], ErrorKind] = {
     ContextLengthError: ErrorKind(413, "invalid_request_error", "context_length_exceeded"),
+    ModelNotFoundError: ErrorKind(404, "invalid_request_error", "model_not_found"),
     NotFoundError: ErrorKind(404, "invalid_request_error", "not_found"),
     ConfigError: INVALID_REQUEST,
     HubError: ErrorKind(502, "server_error", "hub_unavailable"),
@@ -87,12 +97,12 @@ def install_error_handlers(app: FastAPI) -> None:
     """Let ``app`` answer every error that is known in the one shape."""
 
     @app.exception_handler(LatentMASError)
-    async def known(_: Request, error: LatentMASError) -> JSONResponse:
-        return error_response(kind_of(error), error.message, error.param)
+    async def known(request: Request, error: LatentMASError) -> JSONResponse:
+        return error_response(_for_call(request, kind_of(error)), error.message, error.param)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(INVALID_REQUEST, *_first_problem(error))
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(_for_call(request, INVALID_REQUEST), *_first_problem(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -103,6 +113,12 @@ def install_error_handlers(app: FastAPI) -> None:
         )
         response.headers.update(error.headers or {})
         return response
+
+
+def _for_call(request: Request, kind: ErrorKind) -> ErrorKind:
+    """The kind with the status that clients of this call expect."""
+    is_openai = any(call in request.url.path for call in _OPENAI_CALLS)
+    return kind._replace(status=_OPENAI_STATUS.get(kind.status, kind.status)) if is_openai else kind
 
 
 def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:

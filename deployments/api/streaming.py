@@ -34,12 +34,16 @@ async def server_sent_events(events: AsyncIterator[Event]) -> AsyncGenerator[str
         async for event in events:
             name, payload = describe(event)
             yield _message(name, payload)
-    except LatentMASError as error:
-        yield _message("error", error_body(kind_of(error), error.message, error.param))
-    except Exception:
-        logger.exception("a stream failed")
-        message = "internal error; see the log of the service."
-        yield _message("error", error_body(INTERNAL, message, None))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the reader is told
+        yield _message("error", stream_error(error))
+
+
+def stream_error(error: Exception) -> dict[str, Any]:
+    """What a reader is told of an error once a stream has begun. One of ours goes to the log."""
+    if isinstance(error, LatentMASError):
+        return error_body(kind_of(error), error.message, error.param)
+    logger.error("a stream failed", exc_info=error)
+    return error_body(INTERNAL, "internal error; see the log of the service.", None)
 
 
 def describe(event: Event) -> tuple[str, dict[str, Any]]:
@@ -55,12 +59,18 @@ def describe(event: Event) -> tuple[str, dict[str, Any]]:
             return "stage.retried", {"stage": stage, "attempt": attempt, "reason": reason}
         case StageGivenUp(stage, agents, reason):
             return "stage.failed", {"stage": stage, "agents": list(agents), "reason": reason}
-        case AnswerDelta(text):
-            return "answer.delta", {"text": text}
+        case AnswerDelta(text, logprobs):
+            tokens = [token.model_dump(mode="json") for token in logprobs]
+            return "answer.delta", {"text": text} | ({"logprobs": tokens} if tokens else {})
         case AnswerDone(result):
             return "answer.done", result.model_dump(mode="json", by_alias=True)
 
 
 def _message(name: str, payload: dict[str, Any]) -> str:
+    return f"event: {name}\n{data_message(payload)}"
+
+
+def data_message(payload: dict[str, Any]) -> str:
+    """A message without a name."""
     content = json.dumps(payload, ensure_ascii=False).translate(_LINE_ENDS)
-    return f"event: {name}\ndata: {content}\n\n"
+    return f"data: {content}\n\n"

@@ -1,23 +1,26 @@
 """From an agent and a question to token ids: messages, then the model's own chat template.
 
-Text that comes from outside is never markup: ``<|im_end|>`` in a question is read as characters.
+Text that comes from outside is never markup: ``<|im_end|>`` in a question, in what was said before,
+in what a tool answered or in the description of one is read as characters.
 """
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
+from latentmas_core.agents.chat_template import check_template_takes, render
 from latentmas_core.agents.config import AgentConfig
 from latentmas_core.agents.instructions import Situation, fill
-from latentmas_core.errors import ModelError
+from latentmas_core.chat import Conversation, ToolSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
+Message = dict[str, Any]
+
+NOTHING_SAID = Conversation()
+QUESTION = "{question}"
 
 
 def build_messages(
@@ -27,77 +30,83 @@ def build_messages(
     situation: Situation,
     transcript: Sequence[tuple[str, str]] = (),
     system_prompt: str | None = None,
+    conversation: Conversation = NOTHING_SAID,
 ) -> list[Message]:
-    """What ``agent`` is told: a system message and a user message.
+    """What ``agent`` is told: a system message, what was said before, and a user message.
 
     ``transcript`` holds (agent, text) of those who spoke before. ``system_prompt`` is the
-    requester's own: every agent of a run is given it, in front of what its role says.
+    requester's own: every agent of a run is given it, in front of what its role says. An agent that
+    is not shown the question thinks behind a memory that has seen it and the conversation.
     """
     own_system_prompt = fill(agent.system_prompt, {"role": agent.role})
-    system = f"{system_prompt or ''}\n\n{own_system_prompt}".strip()
+    system = "\n\n".join(text for text in (system_prompt, own_system_prompt) if text)
+    template = agent.instructions.template_for(situation)
+    before, since = conversation if QUESTION in template else NOTHING_SAID
     user = fill(
-        agent.instructions.template_for(situation),
-        {"question": question, "transcript": _rendered(transcript), "role": agent.role},
+        template, {"question": question, "transcript": _rendered(transcript), "role": agent.role}
     )
-    messages = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": user.strip()}]
+    return [
+        *([{"role": "system", "content": system}] if system else []),
+        *(message.as_template_input() for message in before),
+        {"role": "user", "content": user if template == QUESTION else user.strip()},
+        *(message.as_template_input() for message in since),
+    ]
 
 
 def encode_prompt(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    tools: Sequence[ToolSpec] = (),
 ) -> tuple[int, ...]:
-    """Token ids of ``messages`` with the opening of the agent's own turn behind them."""
-    marks = _control_tokens(tokenizer)
-    if any(mark in message["content"] for message in messages for mark in marks):
-        return _encode_with_plain_contents(tokenizer, messages)
-    return tuple(_apply_template(tokenizer, messages, tokenize=True))
+    """Token ids of ``messages`` with the opening of the agent's own turn behind them.
+
+    ConfigError if the model's template has no place for what they hold.
+    """
+    described = [tool.as_template_input() for tool in tools]
+    check_template_takes(tokenizer, messages, described)
+    marks = _Marks(tokenizer)
+    rendered = render(tokenizer, marks.hide([*messages]), marks.hide(described))
+    ids: list[int] = []
+    for text, is_markup in marks.pieces_of(rendered):
+        ids += _token_ids(tokenizer, text, is_markup=is_markup)
+    return tuple(ids)
+
+
+class _Marks:
+    """The model's control tokens in texts from outside: hidden from its template, then spelt out.
+
+    What stands for them in between nobody can guess.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        added = tokenizer.added_tokens_decoder.values()
+        marks = sorted((token.content for token in added if token.special), key=len, reverse=True)
+        self._mark_of = {secrets.token_hex(16): mark for mark in marks}
+        self._stand_in = {mark: stand_in for stand_in, mark in self._mark_of.items()}
+        self._marks = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+        self._stand_ins = re.compile(f"({'|'.join(self._mark_of) or r'(?!)'})")
+
+    def hide(self, value: Any) -> Any:
+        """``value`` with other words for marks, wherever in it they are."""
+        if isinstance(value, str):
+            return self._marks.sub(lambda match: self._stand_in[match[0]], value)
+        if isinstance(value, Mapping):
+            return {self.hide(key): self.hide(part) for key, part in value.items()}
+        return [self.hide(part) for part in value] if isinstance(value, list) else value
+
+    def pieces_of(self, rendered: str) -> Iterator[tuple[str, bool]]:
+        """What was rendered, and whether its marks are the template's own."""
+        for piece in self._stand_ins.split(rendered):
+            mark = self._mark_of.get(piece)
+            yield (piece, True) if mark is None else (mark, False)
 
 
 def _rendered(transcript: Sequence[tuple[str, str]]) -> str:
     return "\n\n".join(f"{agent}: {text.strip()}" for agent, text in transcript if text.strip())
 
 
-def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-
-
-def _encode_with_plain_contents(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
-) -> tuple[int, ...]:
-    """The template around placeholders nobody can guess, the contents encoded apart from it."""
-    contents = {secrets.token_hex(16): message["content"] for message in messages}
-    hollow = [
-        {"role": message["role"], "content": placeholder}
-        for message, placeholder in zip(messages, contents, strict=True)
-    ]
-    rendered = _apply_template(tokenizer, hollow, tokenize=False)
-    ids: list[int] = []
-    for piece in re.split(f"({'|'.join(contents)})", rendered):
-        is_markup = piece not in contents
-        text = piece if is_markup else contents[piece]
-        ids += _token_ids(tokenizer, text, is_markup=is_markup)
-    return tuple(ids)
-
-
 def _token_ids(tokenizer: "PreTrainedTokenizerBase", text: str, *, is_markup: bool) -> list[int]:
-    encoded = tokenizer(text, add_special_tokens=False, split_special_tokens=not is_markup)
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=not is_markup, verbose=False
+    )
     return list(encoded["input_ids"])
-
-
-def _apply_template(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, tokenize: bool
-) -> Any:
-    # Agents think in latent space: models that open a written thought (Qwen3) are told not to.
-    try:
-        return tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=tokenize,
-            add_generation_prompt=True,
-            return_dict=False,
-            enable_thinking=False,
-        )
-    except TemplateError as error:
-        raise ModelError(
-            f"the chat template of this model refuses a system and a user message: {error}. "
-            "Use an instruction-tuned model whose template takes both."
-        ) from error

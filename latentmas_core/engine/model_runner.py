@@ -21,7 +21,7 @@ from latentmas_core.engine.fused import has_known_structure, make_decoder
 from latentmas_core.engine.kv_pool import Pool
 from latentmas_core.engine.linear import make_linear
 from latentmas_core.engine.model_loader import LoadedModel
-from latentmas_core.engine.sampler import choose_tokens
+from latentmas_core.engine.sampler import choose_tokens, logprobs_of
 from latentmas_core.engine.scheduler import ScheduledRows
 from latentmas_core.engine.self_check import reference_hidden, refuse_if_different
 from latentmas_core.engine.sequence import NextRow
@@ -88,8 +88,10 @@ class ModelRunner:
             ends_spoken = [end for _, end in speaking]
             logits = self._lm_head(_select(hidden, ends_spoken, self._head_device))
             choosers = [sequence.chooser for sequence, _ in speaking]
-            for (sequence, _), token in zip(speaking, choose_tokens(logits, choosers), strict=True):
+            tokens = choose_tokens(logits, choosers)
+            for (sequence, _), token in zip(speaking, tokens, strict=True):
                 sequence.output_ids.append(token)
+            _note_logprobs(logits, tokens, [sequence for sequence, _ in speaking])
         return [] if lora is None else _overflown(hidden, scheduled)
 
     def _forward(
@@ -131,6 +133,27 @@ class ModelRunner:
         starts = [(s.first_position + s.num_computed, n) for s, n in scheduled]
         positions = torch.cat([torch.arange(start, start + n) for start, n in starts])
         return positions.to(self.device)
+
+
+def _note_logprobs(
+    logits: torch.Tensor, tokens: list[int], speaking: Sequence[EngineSequence]
+) -> None:
+    """For those that ask; nothing is computed for all others."""
+    asking = [
+        (row, sequence, sequence.num_top_logprobs)
+        for row, sequence in enumerate(speaking)
+        if sequence.num_top_logprobs is not None
+    ]
+    if not asking:
+        return
+    rows = [row for row, _, _ in asking]
+    noted = logprobs_of(
+        _select(logits, rows, logits.device),
+        [tokens[row] for row in rows],
+        [num_top for _, _, num_top in asking],
+    )
+    for (_, sequence, _), logprobs in zip(asking, noted, strict=True):
+        sequence.logprobs.append(logprobs)
 
 
 def _select(hidden: torch.Tensor, rows: list[int], device: torch.device) -> torch.Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from latentmas_core.config import SamplingParams
+from latentmas_core.engine.token_text import RowLogprobs
 
 
 @dataclass
@@ -34,6 +35,20 @@ def choose_tokens(logits: torch.Tensor, choosers: Sequence[TokenChooser]) -> lis
         tokens[rows] = _sample(logits[rows], [choosers[row] for row in sampled])
     chosen: list[int] = tokens.tolist()
     return chosen
+
+
+def logprobs_of(
+    logits: torch.Tensor, tokens: Sequence[int], nums_top: Sequence[int]
+) -> list[RowLogprobs]:
+    """Of each row of ``logits`` [num_rows, vocab_size] its token, and so many of the likeliest."""
+    logprobs = logits.float().log_softmax(dim=-1)
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0]
+    top = logprobs.topk(min(max(nums_top), logprobs.shape[-1]), dim=-1)
+    rows = zip(tokens, chosen.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
+    return [
+        RowLogprobs((token, logprob), tuple(zip(ids, values, strict=True))[:num_top])
+        for (token, logprob, ids, values), num_top in zip(rows, nums_top, strict=True)
+    ]
 
 
 def _sample(logits: torch.Tensor, choosers: Sequence[TokenChooser]) -> torch.Tensor:

@@ -18,6 +18,7 @@ from latentmas_core.engine.block_manager import PrefixKey
 from latentmas_core.engine.detokenizer import Detokenizer
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.sampler import TokenChooser
+from latentmas_core.engine.token_text import RowLogprobs
 from latentmas_core.engine.turn import Turn, TurnEvent
 from latentmas_core.errors import LatentMASError
 from latentmas_core.latent.memory import Memory
@@ -64,12 +65,14 @@ class Sequence:
         self.detokenizer = detokenizer
         self.prefix_keys = prefix_keys
         self.num_reported_outputs = 0
+        self.num_reported_logprobs = 0
         self.has_reported_thought = False
         self.handed_over: ResidentMemory | None = None
 
         self.token_ids = turn.recall.segment.token_ids if turn.recall else turn.prompt_ids
         self.latents: list[torch.Tensor] = list(turn.recall.latents) if turn.recall else []
         self.output_ids: list[int] = []
+        self.logprobs: list[RowLogprobs] = []  # one per output, where they are asked for
         self.chooser = TokenChooser.from_params(turn.sampling or SamplingParams())
         self.num_latents_due = len(self.latents) + turn.num_latent_steps
 
@@ -155,6 +158,10 @@ class Sequence:
     def has_begun(self) -> bool:
         """Whether its prompt was answered by a thought or a token, even if it waits again."""
         return self.num_executed_steps > 0 or bool(self.output_ids)
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        return self.turn.sampling.logprobs if self.turn.sampling else None
 
     @property
     def next_row(self) -> NextRow:

@@ -23,6 +23,7 @@ from latentmas_core.engine.scheduler import Scheduler
 from latentmas_core.engine.sequence import NextRow, Sequence
 from latentmas_core.engine.split_pool import make_pool
 from latentmas_core.engine.stats import Counters, EngineStats
+from latentmas_core.engine.token_text import RowLogprobs, TokenTexts
 from latentmas_core.engine.turn import TextDelta, Thought, TurnDone, TurnEvent
 from latentmas_core.errors import (
     AdapterError,
@@ -31,6 +32,7 @@ from latentmas_core.errors import (
     LatentMASError,
     LostError,
 )
+from latentmas_core.logprobs import AnswerToken
 from latentmas_core.lora.arena import Arena
 from latentmas_core.lora.cache import AdapterCache
 from latentmas_core.lora.cached_adapter import AdapterSpec
@@ -97,6 +99,7 @@ class Stepper:
         self._room = AdapterRoom(self.adapters, self.blocks, self.limits)
         self._max_waiting_seqs = config.max_waiting_seqs
         self._post = post
+        self._token_texts = TokenTexts(loaded.tokenizer.backend_tokenizer)
         self._counters = Counters()
         self._step_seconds: deque[float] = deque(maxlen=NUM_TIMED_STEPS)
         self._sequences: dict[int, Sequence] = {}
@@ -275,6 +278,7 @@ class Stepper:
         assert sampling is not None, f"{sequence} has a token but does not speak"
         if sequence.output_ids[-1] in self.eos_token_ids and not sampling.ignore_eos:
             sequence.output_ids.pop()
+            del sequence.logprobs[len(sequence.output_ids) :]
             self._finish(sequence, "stop")
             return
         sequence.num_reported_outputs += 1
@@ -287,6 +291,7 @@ class Stepper:
 
     def _finish(self, sequence: Sequence, reason: str) -> None:
         self._emit_text(sequence, sequence.detokenizer.finish())
+        logprobs = sequence.logprobs[: sequence.detokenizer.num_tokens]
         keeps_memory = sequence.turn.keeps_memory
         if keeps_memory:
             segment = sequence.as_segment(self.fingerprint)
@@ -303,12 +308,26 @@ class Stepper:
             text=sequence.detokenizer.text,
             finish_reason=reason,
             num_preemptions=sequence.num_preemptions,
+            logprobs=None if sequence.num_top_logprobs is None else self._described(logprobs),
         )
         self.emit(sequence, done)
 
     def _emit_text(self, sequence: Sequence, text: str) -> None:
-        if text:
-            self.emit(sequence, TextDelta(text))
+        tokens = self._new_tokens(sequence)
+        if text or tokens:
+            self.emit(sequence, TextDelta(text, tokens))
+
+    def _new_tokens(self, sequence: Sequence) -> tuple[AnswerToken, ...]:
+        """Where they are asked for: those that the text holds and that were not reported yet."""
+        if sequence.num_top_logprobs is None:
+            return ()
+        end = sequence.detokenizer.num_tokens
+        new = sequence.logprobs[sequence.num_reported_logprobs : end]
+        sequence.num_reported_logprobs += len(new)
+        return self._described(new)
+
+    def _described(self, rows: Iterable[RowLogprobs]) -> tuple[AnswerToken, ...]:
+        return tuple(self._token_texts.describe(row) for row in rows)
 
     def emit(self, sequence: Sequence, event: TurnEvent | LatentMASError) -> None:
         try:

@@ -7,6 +7,7 @@ import torch
 from latentmas_core.config import SamplingParams
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.latent.segment import Segment
+from latentmas_core.logprobs import AnswerToken
 from latentmas_core.lora.mix import NO_ADAPTERS, AdapterMix
 
 
@@ -59,9 +60,10 @@ class Thought:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """A piece of the answer that splits no character."""
+    """A piece of the answer that splits no character; its tokens, where they are asked for."""
 
     text: str
+    logprobs: tuple[AnswerToken, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class TurnDone:
     """The last event of a turn. ``memory`` is the receiver's to release.
 
     ``num_latent_steps`` counts the steps that were executed; ``finish_reason`` is "stop" or
-    "length" where text was written, and "thought" where not.
+    "length" where text was written, and "thought" where not. ``logprobs``: of all its tokens, where
+    they are asked for.
     """
 
     memory: ResidentMemory | None
@@ -80,6 +83,7 @@ class TurnDone:
     text: str
     finish_reason: str
     num_preemptions: int
+    logprobs: tuple[AnswerToken, ...] | None = None
 
 
 TurnEvent = Thought | TextDelta | TurnDone

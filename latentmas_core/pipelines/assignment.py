@@ -46,7 +46,7 @@ def assign_speaker(agent: AgentConfig, node: NodeSpec, request: ReasonRequest) -
     return Assignment(
         situation=_situation(node, request, Situation.SINGLE, Situation.ANSWER),
         num_latent_steps=_steps_in_mode(request, _first_given(agent.latent_steps, 0)),
-        sampling=sampling.model_copy(update={"stop": request.stop}),
+        sampling=sampling.model_copy(update={"stop": request.stop, "logprobs": request.logprobs}),
         keeps_memory=False,
     )
 

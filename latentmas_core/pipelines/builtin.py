@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
+from latentmas_core.agents.assistant import ASSISTANT
 from latentmas_core.pipelines.spec import PipelineSpec
 
 HIERARCHICAL = "hierarchical"
 PARALLEL = "parallel"
 SEQUENTIAL = "sequential"
+CHAT = "chat"
 BUILTIN_NAMES = (HIERARCHICAL, PARALLEL, SEQUENTIAL)
 
 SPEAKS_LAST = "judger"
@@ -38,6 +40,11 @@ def sequential(agents: Iterable[str]) -> PipelineSpec:
     return PipelineSpec.chain(
         SEQUENTIAL, tuple(agents), description="agents one after the other, in the order given"
     )
+
+
+def chat_pipeline() -> PipelineSpec:
+    """The assistant alone: offered where a service hosts it."""
+    return PipelineSpec.chain(CHAT, (ASSISTANT,), description="plain chat, without any role")
 
 
 def sequential_order(agents: Iterable[str]) -> tuple[str, ...]:

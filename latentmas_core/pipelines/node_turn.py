@@ -98,7 +98,7 @@ class NodeTurn:
                     yield AgentThought(self._seat.node, event.num_latent_steps)
                 elif isinstance(event, TextDelta):
                     if self._seat.is_speaker:
-                        yield AnswerDelta(event.text)
+                        yield AnswerDelta(event.text, event.logprobs)
                 else:
                     self._owned.own(event.memory)
                     self._done = event
@@ -124,8 +124,10 @@ class NodeTurn:
             situation=self._seat.assignment.situation,
             transcript=[(said.agent, said.text) for said in self._found.transcript],
             system_prompt=self._request.system_prompt,
+            conversation=self._request.conversation,
         )
-        return encode_prompt(self._engine.tokenizer, messages)
+        tools = self._request.tools if self._seat.is_speaker else ()
+        return encode_prompt(self._engine.tokenizer, messages, tools)
 
     async def _memory_to_leave(self) -> ResidentMemory | None:
         memory = self._outcome.memory
@@ -155,6 +157,7 @@ class NodeTurn:
             started_at=self._started_at,
             latency_ms=1000.0 * latency_s,
             text=outcome.text,
+            logprobs=outcome.logprobs,
         )
 
     @property

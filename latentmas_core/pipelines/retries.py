@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from latentmas_core.errors import EngineError
+from latentmas_core.logprobs import AnswerToken
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,13 @@ class AnswerSoFar:
     def __init__(self) -> None:
         self._given = ""
         self._said = ""
+        self._num_given_tokens = 0
+        self._num_said_tokens = 0
 
     def begin(self) -> None:
         """An attempt starts: what it says first was said before."""
         self._said = ""
+        self._num_said_tokens = 0
 
     def add(self, text: str) -> str:
         """What of a new piece the reader has not got yet.
@@ -43,6 +47,13 @@ class AnswerSoFar:
             raise _parted()
         new = self._said[len(self._given) :]
         self._given += new
+        return new
+
+    def add_tokens(self, tokens: tuple[AnswerToken, ...]) -> tuple[AnswerToken, ...]:
+        """Those of a new piece that the reader has not got yet."""
+        new = tokens[max(self._num_given_tokens - self._num_said_tokens, 0) :]
+        self._num_said_tokens += len(tokens)
+        self._num_given_tokens += len(new)
         return new
 
     def end(self) -> None:

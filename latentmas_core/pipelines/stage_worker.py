@@ -61,6 +61,7 @@ class StageWorker:
         stand for what the engine has now. What is unloaded meanwhile goes when the stage has ended.
         """
         check_question(self._engine, request.question)
+        check_conversation(self._engine, request)
         seats = self._seats(stage, request, digests)
         found = Handover(memory, tuple(transcript))
         finish_reason = "stop"
@@ -127,4 +128,19 @@ def check_question(engine: TurnEngine, question: str) -> None:
             f"question has {num_tokens} tokens; the model has {engine.max_positions} positions. "
             "Shorten the question.",
             param="question",
+        )
+
+
+def check_conversation(engine: TurnEngine, request: ReasonRequest) -> None:
+    """Raise ContextLengthError for more text around the question than the model can ever read."""
+    around = (*request.history, *request.tool_messages, *request.tools)
+    if not around:
+        return
+    num_bytes = sum(len(part.model_dump_json()) for part in around)
+    max_bytes = engine.max_positions * MAX_TOKEN_BYTES
+    if num_bytes > max_bytes:  # counting its tokens would hold up everyone else
+        raise ContextLengthError(
+            f"messages and tools have {num_bytes} bytes; {max_bytes} are the most that the model's "
+            f"{engine.max_positions} positions can hold. Leave some out.",
+            param="messages",
         )

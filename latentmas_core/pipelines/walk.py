@@ -248,9 +248,10 @@ class Walk(Generic[MemoryRef]):
             self._traces[event.agent] = event.trace
         if isinstance(event, AnswerDelta):
             new = self._answer.add(event.text)
-            if not new:
+            tokens = self._answer.add_tokens(event.logprobs)
+            if not new and not tokens:
                 return
-            event = AnswerDelta(new)
+            event = AnswerDelta(new, tokens)
         self.events.put_nowait(event)
 
     async def _finish_reading(self, parents: Sequence[str]) -> None:

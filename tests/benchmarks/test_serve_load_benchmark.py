@@ -134,7 +134,7 @@ def test_the_application_is_that_of_serve_config_but_for_model_and_dtype() -> No
 def test_the_fused_application_has_the_same_agents_and_engine_in_one_group() -> None:
     args, fused = app_args("some-model", 1), app_args("some-model", 1, is_fused=True)
     (everyone,) = fused.groups
-    assert set(everyone.agents) == set(args.group_of)
+    assert set(fused.agents_of(everyone)) == set(args.group_of)
     assert fused.engine_of(everyone) == args.engine_of(args.groups[0])
 
 

@@ -18,10 +18,11 @@ import ray
 from ray import serve
 
 from deployments.api.adapters import AdapterAdmin
+from deployments.api.openai.models import ChatModels
 from deployments.app import build_app
 from deployments.args import AdaptersConfig, AppArgs
 from deployments.ingress import build_http_app
-from tests.deployments.fake_reasoner import FakeReasoner
+from tests.deployments.fake_reasoner import OFFERED, FakeReasoner
 from tests.deployments.service import Service
 
 Deploy = Callable[[dict[str, Any]], Service]
@@ -40,9 +41,11 @@ async def client(
 
     The test's parameter, if there is one, is the config of its adapters.
     """
-    admin = AdapterAdmin(AdaptersConfig(**getattr(request, "param", {})), "Qwen2.5-3B-Instruct")
+    base = "Qwen/Qwen2.5-3B-Instruct"
+    admin = AdapterAdmin(AdaptersConfig(**getattr(request, "param", {})), base)
     # The app raises what it has answered with 500 once more, for the server's log.
-    transport = httpx.ASGITransport(build_http_app(reasoner, admin), raise_app_exceptions=False)
+    app = build_http_app(reasoner, admin, ChatModels(OFFERED, base))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 

@@ -54,6 +54,9 @@ EVENTS = (
 )
 
 
+OFFERED = ("hierarchical", "parallel", "chat")
+
+
 class FakeDirectory:
     """Loads whatever it is told to; ``error`` is raised in place of that."""
 
@@ -75,6 +78,11 @@ class FakeDirectory:
             raise NotFoundError(f"adapter {name!r} is not loaded.", param="adapters")
         del self.sources[name]
 
+    async def require(self, names):
+        for name in names:
+            if name not in self.sources:
+                raise NotFoundError(f"adapter {name!r} is not loaded.", param="adapters")
+
     async def listing(self):
         return [{"name": name, "states": {"thinkers": ["ready"]}} for name in self.sources]
 
@@ -91,9 +99,9 @@ class FakeReasoner:
         self.is_closed = False
 
     async def check(self, request):
-        if request.pipeline != "hierarchical":
+        if request.pipeline not in OFFERED:
             raise NotFoundError(
-                f"pipeline {request.pipeline!r} is not offered here; offered are hierarchical. "
+                f"pipeline {request.pipeline!r} is not offered here; offered are hierarchical, chat. "
                 "Declare it.",
                 param="pipeline",
             )

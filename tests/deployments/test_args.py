@@ -189,15 +189,57 @@ def test_resident_adapter_that_is_loaded_is_taken(tmp_path):
 
 
 def test_shipped_pipelines_are_offered_where_their_agents_are_hosted():
-    assert set(make_args().offered_pipelines) == {"hierarchical", "sequential"}
+    assert set(make_args().offered_pipelines) == {"hierarchical", "sequential", "chat"}
     experts = {"name": "experts", "agents": ["medical", "math", "coder"]}
     everyone = make_args(groups=[THINKERS, DECIDERS, experts])
-    assert set(everyone.offered_pipelines) == {"hierarchical", "sequential", "parallel"}
+    assert set(everyone.offered_pipelines) == {"hierarchical", "sequential", "parallel", "chat"}
 
 
 def test_sequential_walks_the_hosted_agents_and_the_judger_speaks():
     sequential = make_args().offered_pipelines["sequential"]
     assert sequential.agents == ("planner", "critic", "refiner", "judger")
+
+
+def test_assistant_is_hosted_where_the_default_pipeline_speaks_without_being_told():
+    args = make_args()
+    assert args.group_of["assistant"] == "deciders"
+    assert [list(args.agents_of(group)) for group in args.groups] == [
+        ["planner", "critic"],
+        ["refiner", "judger", "assistant"],
+    ]
+    assert args.offered_pipelines["chat"].agents == ("assistant",)
+
+
+def test_assistant_follows_the_speaker_of_a_declared_default_pipeline():
+    nodes = [{"name": "judger"}, {"name": "critic", "after": ["judger"]}]
+    args = make_args(pipelines=[{"name": "hierarchical", "nodes": nodes}])
+    assert args.group_of["assistant"] == "thinkers"
+
+
+def test_assistant_lives_in_the_first_group_where_nobody_hosts_that_speaker():
+    args = make_args(groups=[THINKERS, {"name": "experts", "agents": ["math"]}])
+    assert args.group_of["assistant"] == "thinkers"
+
+
+def test_assistant_that_is_told_where_to_live_lives_there():
+    args = make_args(groups=[THINKERS | {"agents": ["planner", "assistant"]}, DECIDERS])
+    assert args.group_of["assistant"] == "thinkers"
+    assert "assistant" not in args.agents_of(args.groups[1])
+    assert "assistant" not in args.offered_pipelines["sequential"].agents
+
+
+def test_assistant_can_be_changed_in_one_field():
+    args = make_args(agents=[{"name": "assistant", "max_tokens": 7}])
+    assistant = args.agents_of(args.groups[1])["assistant"]
+    assert (assistant.max_tokens, assistant.system_prompt) == (7, "")
+    assert "assistant" not in args.offered_pipelines["sequential"].agents
+
+
+def test_agent_of_the_operators_own_by_that_name_is_one_like_any_other():
+    own = {"name": "assistant", "role": "helps"}
+    args = make_args(groups=[THINKERS | {"agents": ["planner", "assistant"]}], agents=[own])
+    assert args.agents_of(args.groups[0])["assistant"].role == "helps"
+    assert args.offered_pipelines["sequential"].agents == ("planner", "assistant")
 
 
 def test_declared_pipeline_is_offered():
@@ -246,6 +288,6 @@ def test_config_in_the_repository_is_valid_local_and_has_two_groups():
     args = AppArgs.model_validate(application["args"])
     assert [group.name for group in args.groups] == ["thinkers", "deciders"]
     assert sum(group.num_cpus * group.max_replicas for group in args.groups) <= 2
-    assert set(args.offered_pipelines) == {"hierarchical", "sequential", "parallel"}
+    assert set(args.offered_pipelines) == {"hierarchical", "sequential", "parallel", "chat"}
     assert config["http_options"]["host"] == "127.0.0.1"
     assert application["import_path"] == "deployments.app:build_app"

@@ -190,6 +190,9 @@ async def test_docs_describe_the_call(client):
     assert set(schema["paths"]) == {
         "/v1/reason",
         "/v1/stats",
+        "/v1/chat/completions",
+        "/v1/models",
+        "/v1/models/{model}",
         "/v1/adapters",
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",

@@ -46,7 +46,7 @@ def test_plan_of_the_shipped_config_tells_groups_agents_stages_and_hops():
         "    agents planner, critic, medical, coder",
         "    replica 1 on node 1",
         "  group deciders: 1 replica of 1 CPU",
-        "    agents refiner, math, judger",
+        "    agents refiner, math, judger, assistant",
         "    replica 1 on node 1",
         "  pipeline hierarchical: 2 stages, 1 hop",
         "    planner+critic in thinkers",
@@ -63,6 +63,8 @@ def test_plan_of_the_shipped_config_tells_groups_agents_stages_and_hops():
         "    math in deciders; after medical",
         "    coder in thinkers; after math",
         "    judger in deciders; after coder; answers",
+        "  pipeline chat: 1 stage, 0 hops",
+        "    assistant in deciders; answers",
     ]
 
 
@@ -77,7 +79,7 @@ def test_documented_args_are_valid_and_offer_what_they_say():
     page = (REPO / "docs/configuration.md").read_text()
     (text,) = re.findall(r"```yaml\n(args:.*?)```", page, re.S)
     args = AppArgs.model_validate(yaml.safe_load(text)["args"])
-    assert set(args.offered_pipelines) == {"hierarchical", "sequential", "rhyme"}
+    assert set(args.offered_pipelines) == {"hierarchical", "sequential", "rhyme", "chat"}
     assert args.known_agents["judger"].temperature == 0.1
 
 
