@@ -3,7 +3,8 @@
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from latentmas_core.chat import ChatMessage, Conversation, ToolSpec, check_order
 from latentmas_core.config import (
@@ -17,6 +18,20 @@ from latentmas_core.config import (
 from latentmas_core.latent.memory import MergeRule
 
 DEFAULT_PIPELINE = "hierarchical"
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "Text should have at least 1 character that is no blank")
+    return text
+
+
+Question = Annotated[
+    str,
+    StringConstraints(min_length=1),
+    AfterValidator(_not_blank),
+    Field(json_schema_extra={"pattern": r"\S"}),
+]
 
 
 class Mode(StrEnum):
@@ -72,7 +87,7 @@ class ReasonRequest(FrozenModel):
     each token of the answer with its log-probability, and so many of the likeliest beside it.
     """
 
-    question: Annotated[str, StringConstraints(pattern=r"\S")]
+    question: Question
     history: tuple[ChatMessage, ...] = ()
     tool_messages: tuple[ChatMessage, ...] = ()
     tools: tuple[ToolSpec, ...] = ()

@@ -101,7 +101,7 @@ class FakeReasoner:
     async def check(self, request):
         if request.pipeline not in OFFERED:
             raise NotFoundError(
-                f"pipeline {request.pipeline!r} is not offered here; offered are hierarchical, chat. "
+                f"pipeline {request.pipeline!r} is not offered here; offered: hierarchical. "
                 "Declare it.",
                 param="pipeline",
             )

@@ -318,7 +318,7 @@ async def test_answer_that_does_not_fit_fails_the_stage_before_it_begins(args, s
 
 
 async def test_unknown_pipeline_is_refused_before_anything_runs(reasoner):
-    with pytest.raises(NotFoundError, match="offered are hierarchical, parallel, sequential, zig"):
+    with pytest.raises(NotFoundError, match="offered are chat, hierarchical, parallel, sequ"):
         await reasoner.reason(make_request(pipeline="diagonal"))
 
 

@@ -132,6 +132,6 @@ def test_stuck_engine_has_time_to_say_so_before_its_health_check_is_over():
 def test_replica_is_given_its_own_engine_options_and_agents():
     (setup,) = deployments_of(ARGS)["deciders"].init_args
     assert (setup.engine.max_num_seqs, setup.engine.num_threads) == (4, 1)
-    assert list(setup.roster.agents) == ["judger"]
+    assert list(setup.roster.agents) == ["judger", "assistant"]
     assert setup.roster.default_latent_steps == 4
     assert setup.adapters == AdaptersConfig()

@@ -1,4 +1,4 @@
-"""OpenAI's calls over a fake reasoner: what reaches it, what comes back, what is refused by name."""
+"""OpenAI's calls over a fake reasoner: what reaches it, what comes back, what is refused."""
 
 import json
 

@@ -5,6 +5,7 @@ import pytest
 
 from deployments.api.adapters import AdapterAdmin
 from deployments.args import AdaptersConfig
+from deployments.api.openai.models import ChatModels
 from deployments.ingress import build_http_app
 from latentmas_core.errors import AdapterError, HubError
 from tests.deployments.http_calls import assert_error
@@ -74,7 +75,7 @@ async def registered(reasoner, registry, request):
     admin = AdapterAdmin(
         AdaptersConfig(registries=[registry], admin=request.param), "Qwen2.5-3B-Instruct"
     )
-    transport = httpx.ASGITransport(build_http_app(reasoner, admin))
+    transport = httpx.ASGITransport(build_http_app(reasoner, admin, ChatModels((), "any")))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
 

@@ -1,4 +1,4 @@
-"""OpenAI's messages as a conversation around one question. Errors name the message that is wrong."""
+"""OpenAI's messages as a conversation around one question; errors name the wrong message."""
 
 import json
 from collections.abc import Sequence
