@@ -93,7 +93,7 @@ class ToolSpec(FrozenModel):
     """A function that the answer may call; ``parameters`` is its JSON schema."""
 
     name: ToolName
-    description: Text | None = None
+    description: AnyText | None = None
     parameters: JsonObject | None = None
 
     def as_template_input(self) -> dict[str, Any]:

@@ -81,24 +81,29 @@ class _Marks:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         added = tokenizer.added_tokens_decoder.values()
         marks = sorted((token.content for token in added if token.special), key=len, reverse=True)
-        self._mark_of = {secrets.token_hex(16): mark for mark in marks}
-        self._stand_in = {mark: stand_in for stand_in, mark in self._mark_of.items()}
         self._marks = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
-        self._stand_ins = re.compile(f"({'|'.join(self._mark_of) or r'(?!)'})")
+        self._stand_ins: dict[str, str] = {}
 
     def hide(self, value: Any) -> Any:
         """``value`` with other words for marks, wherever in it they are."""
         if isinstance(value, str):
-            return self._marks.sub(lambda match: self._stand_in[match[0]], value)
+            return self._marks.sub(self._stand_in, value)
         if isinstance(value, Mapping):
             return {self.hide(key): self.hide(part) for key, part in value.items()}
         return [self.hide(part) for part in value] if isinstance(value, list) else value
 
     def pieces_of(self, rendered: str) -> Iterator[tuple[str, bool]]:
         """What was rendered, and whether its marks are the template's own."""
-        for piece in self._stand_ins.split(rendered):
-            mark = self._mark_of.get(piece)
+        if not self._stand_ins:
+            yield rendered, True
+            return
+        mark_of = {stand_in: mark for mark, stand_in in self._stand_ins.items()}
+        for piece in re.split(f"({'|'.join(mark_of)})", rendered):
+            mark = mark_of.get(piece)
             yield (piece, True) if mark is None else (mark, False)
+
+    def _stand_in(self, match: re.Match[str]) -> str:
+        return self._stand_ins.setdefault(match[0], secrets.token_hex(16))
 
 
 def _rendered(transcript: Sequence[tuple[str, str]]) -> str:

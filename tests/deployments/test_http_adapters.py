@@ -4,8 +4,8 @@ import httpx
 import pytest
 
 from deployments.api.adapters import AdapterAdmin
-from deployments.args import AdaptersConfig
 from deployments.api.openai.models import ChatModels
+from deployments.args import AdaptersConfig
 from deployments.ingress import build_http_app
 from latentmas_core.errors import AdapterError, HubError
 from tests.deployments.http_calls import assert_error

@@ -29,14 +29,14 @@ GREEDY = {"temperature": 0, "max_tokens": 20}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def folder(tmp_path_factory):
     return make_scripted_model(tmp_path_factory.mktemp("scripted") / "scripted-1b")
 
 
 @pytest.fixture(scope="module")
-def service(deploy, model):
+def service(deploy, folder):
     engine = {
-        "model_name": str(model),
+        "model_name": str(folder),
         "device": "cpu",
         "dtype": "float32",
         "kv_cache_bytes": 2**26,
@@ -84,12 +84,17 @@ def test_it_answers(client, model):
 
 def test_pipeline_tells_which_agents_thought(client):
     trace = ask(client, extra_body={"latentmas": {"latent_steps": 3}}).latentmas
-    assert [agent["name"] for agent in trace["agents"]] == ["planner", "critic", "refiner", "judger"]
+    assert [agent["name"] for agent in trace["agents"]] == [
+        "planner",
+        "critic",
+        "refiner",
+        "judger",
+    ]
     assert trace["latent_steps"] == 9
 
 
-def test_plain_chat_is_what_the_template_says_and_no_word_more(client, model):
-    tokenizer = AutoTokenizer.from_pretrained(model)
+def test_plain_chat_is_what_the_template_says_and_no_word_more(client, folder):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     talk = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello"},
@@ -113,7 +118,9 @@ async def test_async_answers_come_at_the_same_time(aclient):
 
 def test_stream_brings_pieces_then_the_reason_then_usage(client):
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}))
-    pieces = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
+    pieces = [
+        c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content
+    ]
     assert pieces == list(ANSWER)
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
     assert chunks[-1].usage.completion_tokens == len(ANSWER)
@@ -208,7 +215,12 @@ def test_clients_own_stream_helper_accumulates_a_tool_call(client):
         ({"model": "gpt-4o"}, openai.NotFoundError, "model_not_found", "model"),
         ({"n": 2}, openai.BadRequestError, "invalid_request", "n"),
         ({"logit_bias": {"1": 1}}, openai.BadRequestError, "invalid_request", "logit_bias"),
-        ({"max_tokens": 50_000}, openai.BadRequestError, "context_length_exceeded", "messages"),
+        (
+            {"model": "scripted-1b", "max_tokens": 50_000},
+            openai.BadRequestError,
+            "context_length_exceeded",
+            "messages",
+        ),
         (
             {"messages": [{"role": "user", "content": "x" * 5000}]},
             openai.BadRequestError,
@@ -273,7 +285,8 @@ def test_the_hubs_client_chats_streams_and_calls_tools(hub_client):
     answer = hub_client.chat_completion(**options)
     assert answer.choices[0].message.content == SAID
     pieces = [
-        chunk.choices[0].delta.content for chunk in hub_client.chat_completion(**options, stream=True)
+        chunk.choices[0].delta.content
+        for chunk in hub_client.chat_completion(**options, stream=True)
     ]
     assert "".join(piece or "" for piece in pieces) == SAID
     (call,) = hub_client.chat_completion(**options, tools=[TOOL]).choices[0].message.tool_calls

@@ -113,7 +113,7 @@ class Message(FrozenModel):
 
 class FunctionTool(FrozenModel):
     name: ToolName
-    description: Text | None = None
+    description: AnyText | None = None
     parameters: JsonObject | None = None
     strict: Literal[False] | None = None
 
