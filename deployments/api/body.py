@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api.errors import INVALID_REQUEST, ErrorKind, error_response
+from deployments.api.errors import INVALID_REQUEST, ErrorKind, error_response, for_call
 
 TOO_LARGE = ErrorKind(413, "invalid_request_error", "body_too_large")
 TOO_SLOW = ErrorKind(408, "invalid_request_error", "body_timeout")
@@ -50,8 +50,10 @@ class BodyReader:
         except _ClientLeft:
             return
         except _Refused as refused:
-            headers = None if refused.kind is INVALID_REQUEST else _CLOSE
-            response = error_response(refused.kind, refused.message, refused.param, headers)
+            is_invalid = refused.kind is INVALID_REQUEST
+            kind = for_call(scope["path"], refused.kind) if is_invalid else refused.kind
+            headers = None if is_invalid else _CLOSE
+            response = error_response(kind, refused.message, refused.param, headers)
             await response(scope, receive, send)
             return
         await self._app(scope, _replayed(body, receive), send)

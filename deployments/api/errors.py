@@ -68,6 +68,13 @@ def kind_of(error: LatentMASError) -> ErrorKind:
     return next((kind for cls, kind in _KINDS.items() if isinstance(error, cls)), INTERNAL)
 
 
+def for_call(path: str, kind: ErrorKind) -> ErrorKind:
+    """The kind with the status that clients of the call at ``path`` expect."""
+    is_openai = any(call in path for call in _OPENAI_CALLS)
+    status = _OPENAI_STATUS.get(kind.status, kind.status) if is_openai else kind.status
+    return kind._replace(status=status)
+
+
 def error_body(kind: ErrorKind, message: str, param: str | None) -> dict[str, Any]:
     shown = {
         "message": _encodable(message),
@@ -98,11 +105,13 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(LatentMASError)
     async def known(request: Request, error: LatentMASError) -> JSONResponse:
-        return error_response(_for_call(request, kind_of(error)), error.message, error.param)
+        return error_response(
+            for_call(request.url.path, kind_of(error)), error.message, error.param
+        )
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(_for_call(request, INVALID_REQUEST), *_first_problem(error))
+        return error_response(for_call(request.url.path, INVALID_REQUEST), *_first_problem(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -113,12 +122,6 @@ def install_error_handlers(app: FastAPI) -> None:
         )
         response.headers.update(error.headers or {})
         return response
-
-
-def _for_call(request: Request, kind: ErrorKind) -> ErrorKind:
-    """The kind with the status that clients of this call expect."""
-    is_openai = any(call in request.url.path for call in _OPENAI_CALLS)
-    return kind._replace(status=_OPENAI_STATUS.get(kind.status, kind.status)) if is_openai else kind
 
 
 def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:

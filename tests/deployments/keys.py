@@ -7,8 +7,10 @@ from deployments.api.access import Access
 from deployments.api.adapters import AdapterAdmin
 from deployments.api.keys import ApiKey, KeyRing, digest_of
 from deployments.api.limits import CallerLimits
+from deployments.api.openai.models import ChatModels
 from deployments.args import AdaptersConfig
 from deployments.ingress import build_http_app
+from tests.deployments.fake_reasoner import OFFERED
 
 ALICE = "lm-alice-0123456789abcdef"
 BOB = "lm-bob-0123456789abcdef"
@@ -38,7 +40,7 @@ def make_access(*, limits=None, clock=None, **config) -> Access:
 
 def make_app(reasoner, access, *, admin: bool = True):
     adapters = AdapterAdmin(AdaptersConfig(admin=admin), "Qwen2.5-3B-Instruct")
-    return build_http_app(reasoner, adapters, access)
+    return build_http_app(reasoner, adapters, ChatModels(OFFERED, "Qwen2.5-3B-Instruct"), access)
 
 
 def client_of(app, key: str | None = None) -> httpx.AsyncClient:
