@@ -5,6 +5,7 @@ from pydantic import ValidationError
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve._private.build_app import build_app as build_serve_app
 
+from deployments.api.errors import RETRY_AFTER_S
 from deployments.app import build_app
 from deployments.args import AdaptersConfig
 
@@ -74,6 +75,11 @@ def test_limits_of_requests_reach_the_deployments():
         99,
     )
     assert deployments["Ingress"].max_ongoing_requests == 77
+
+
+def test_who_finds_the_queue_full_is_told_when_to_come_back():
+    ingress = deployments_of(ARGS)["Ingress"]
+    assert ingress.backpressure_config.retry_after_s == RETRY_AFTER_S
 
 
 def test_fixed_number_of_replicas_does_not_scale():
