@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from transformers import AutoTokenizer
 
+from tests.lora.adapters import make_adapter
 from tests.scripted_model import ANSWER, CONCLUSION, make_scripted_model
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
@@ -34,7 +35,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def service(deploy, folder):
+def service(deploy, folder, tmp_path_factory):
+    adapter = make_adapter(tmp_path_factory.mktemp("adapters") / "mine", folder, std=0.001)
     engine = {
         "model_name": str(folder),
         "device": "cpu",
@@ -43,7 +45,14 @@ def service(deploy, folder):
     }
     thinkers = {"name": "thinkers", "agents": ["planner", "critic"]}
     deciders = {"name": "deciders", "agents": ["refiner", "judger"]}
-    return deploy({"engine": engine, "latent_steps": 2, "groups": [thinkers, deciders]})
+    return deploy(
+        {
+            "engine": engine,
+            "latent_steps": 2,
+            "groups": [thinkers, deciders],
+            "adapters": {"load": [{"name": "mine", "path": str(adapter)}]},
+        }
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +100,16 @@ def test_pipeline_tells_which_agents_thought(client):
         "judger",
     ]
     assert trace["latent_steps"] == 9
+
+
+def test_adapter_answers_by_its_name(client):
+    completion = ask(client, "mine", [{"role": "system", "content": "Be brief."}, USER])
+    (agent,) = completion.latentmas["agents"]
+    assert (agent["name"], agent["adapter"], agent["text"]) == ("assistant", "mine", SAID)
+    (base,) = ask(client, "scripted-1b").latentmas["agents"]
+    assert base["adapter"] == "base"
+    model = client.models.retrieve("mine")
+    assert (model.parent, model.root) == ("scripted-1b", "mine")
 
 
 def test_plain_chat_is_what_the_template_says_and_no_word_more(client, folder):
@@ -267,7 +286,7 @@ def test_documented_client_is_answered(service, capsys):
 
 def test_models_are_listed_and_found(client):
     ids = [model.id for model in client.models.list()]
-    assert ids == [PIPELINE, "latentmas/sequential", "latentmas/chat", "scripted-1b"]
+    assert ids == [PIPELINE, "latentmas/sequential", "latentmas/chat", "scripted-1b", "mine"]
     assert [client.models.retrieve(name).id for name in ids] == ids
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("latentmas/diagonal")
