@@ -14,8 +14,8 @@ import torch
 from latentmas_core.engine.block_manager import BlockManager
 from latentmas_core.engine.kv_pool import Pool
 from latentmas_core.lora.base_model import BaseModel
+from latentmas_core.lora.layers import AdapterTerms, Site, make_terms
 from latentmas_core.lora.packed import AdapterLayout, PackedAdapter
-from latentmas_core.lora.terms import AdapterTerms, Site, make_terms
 
 # Told which blocks moved where, so that whoever keeps a block table mends it.
 MendTables = Callable[[Mapping[int, int]], None]
@@ -84,8 +84,7 @@ class Arena:
         ]
         a = [layer for part in parts for layer in part.a]
         b = [layer for part in parts for layer in part.b]
-        extent = num_blocks * self._num_block_elements
-        terms = make_terms(self._base, self._sites, layout, a, b, extent=extent)
+        terms = make_terms(self._base, self._sites, layout, a, b)
         return Berth(start, num_blocks, tuple(parts), terms)
 
     def free(self, berth: Berth) -> None:

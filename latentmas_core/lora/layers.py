@@ -6,36 +6,85 @@ and stay untouched. Linear layers that read the same input share one shrink.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from latentmas_core.lora.spread import Spread, find_spreads
-from latentmas_core.lora.terms import Segment, Site, Term
+from latentmas_core.lora.base_model import BaseModel
+from latentmas_core.lora.packed import AdapterLayout, Span
+
+# The targets of one computed product, by their paths in a layer; their outputs stand side by side.
+Site = tuple[str, ...]
+
+
+class Expand(NamedTuple):
+    """y[:, out_start : + num_out] += z[:, rank_start : + rank] b; b: [rank, num_out]."""
+
+    out_start: int
+    num_out: int
+    rank_start: int
+    b: torch.Tensor
+
+
+class Term(NamedTuple):
+    """What one adapter adds at one site: z = x a_t; a_t: [in_features, ranks of all targets]."""
+
+    a_t: torch.Tensor
+    rank: int
+    expands: tuple[Expand, ...]
+
+
+@dataclass(frozen=True)
+class AdapterTerms:
+    """One adapter on the device, as views of the pool.
+
+    by_layer: by layer, then by site; None where the adapter has no target. offset: where its
+    matrices begin in a layer's keys and values, in elements.
+    """
+
+    layout: AdapterLayout
+    offset: int
+    by_layer: Sequence[Sequence[Term | None]]
+
+
+class Segment(NamedTuple):
+    """Neighbouring rows of a step: ``num_rows`` for each of ``num_adapters`` adapters.
+
+    ``adapter`` is the first of them; each further one lies ``stride`` elements behind the last.
+    """
+
+    start: int
+    num_rows: int
+    adapter: AdapterTerms
+    weight: float
+    num_adapters: int = 1
+    stride: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_adapters * self.num_rows
 
 
 class LoRABatch:
     """The adapters of one step, the same for all layers.
 
     Adapters of one layout with equally many rows that lie at equal distances are multiplied
-    together, as one batch of matrices: no weight is copied for that. So are those with one row
-    each that lie in a row with gaps (``spreads``).
+    together, as one batch of matrices: no weight is copied for that.
     """
 
     def __init__(self, segments: Iterable[Segment]) -> None:
-        segments = list(segments)
-        spreads = find_spreads(segments)
-        spread = {id(segment) for members in spreads for segment in members}
-        self.spreads = [Spread(members) for members in spreads]
-        self.segments = _joined(segment for segment in segments if id(segment) not in spread)
+        self.segments: list[Segment] = []
+        for segment in segments:
+            joined = _join(self.segments[-1], segment) if self.segments else None
+            if joined is None:
+                self.segments.append(segment)
+            else:
+                self.segments[-1] = joined
 
     def add(self, layer_idx: int, site: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add the terms to ``y`` [num_rows, out_features] in place; x: [num_rows, in_features]."""
-        for spread in self.spreads:
-            term = spread.adapter.by_layer[layer_idx][site]
-            if term is not None:
-                spread.add(term, x, y)
         for segment in self.segments:
             term = segment.adapter.by_layer[layer_idx][site]
             if term is None:
@@ -67,17 +116,6 @@ def _add_many(term: Term, x: torch.Tensor, y: torch.Tensor, segment: Segment) ->
         b = first.as_strided((count, term.rank, num_out), (stride, num_out, 1))
         part = z.narrow(2, rank_start, term.rank)
         rows.narrow(2, out_start, num_out).baddbmm_(part, b, alpha=segment.weight)
-
-
-def _joined(segments: Iterable[Segment]) -> list[Segment]:
-    joined: list[Segment] = []
-    for segment in segments:
-        both = _join(joined[-1], segment) if joined else None
-        if both is None:
-            joined.append(segment)
-        else:
-            joined[-1] = both
-    return joined
 
 
 def _join(left: Segment, right: Segment) -> Segment | None:
@@ -129,3 +167,45 @@ def wrap_linears(layers: Any, sites: Sequence[Site]) -> list[LoRALinear]:
             setattr(module, name, linear)
             wrapped.append(linear)
     return wrapped
+
+
+def make_terms(
+    base: BaseModel,
+    sites: Sequence[Site],
+    layout: AdapterLayout,
+    a: Sequence[torch.Tensor],
+    b: Sequence[torch.Tensor],
+) -> AdapterTerms:
+    """Views into the matrices of an adapter.
+
+    a, b: by layer, [>= num_a] and [>= num_b] elements as in ``PackedAdapter``; both begin at the
+    same place of the tensors that they are views of.
+    """
+    by_layer = [
+        [_term(base, site, layout, layer_a, layer_b) for site in sites]
+        for layer_a, layer_b in zip(a, b, strict=True)
+    ]
+    return AdapterTerms(layout, int(a[0].storage_offset()), by_layer)
+
+
+def _term(
+    base: BaseModel, site: Site, layout: AdapterLayout, a: torch.Tensor, b: torch.Tensor
+) -> Term | None:
+    rank = layout.rank
+    spans: list[Span] = []
+    expands: list[Expand] = []
+    out_start = 0
+    for target in site:
+        num_out, _ = base.targets[target]
+        span = layout.spans.get(target)
+        if span is not None:
+            matrix = b.narrow(0, span.b_start, rank * num_out).view(rank, num_out)
+            expands.append(Expand(out_start, num_out, len(spans) * rank, matrix))
+            spans.append(span)
+        out_start += num_out
+    if not spans:
+        return None
+    # Targets of a site are neighbours in the layout, so their shrinks are one matrix.
+    num_ranks, in_features = len(spans) * rank, spans[0].in_features
+    shrink = a.narrow(0, spans[0].a_start, num_ranks * in_features)
+    return Term(shrink.view(num_ranks, in_features).t(), rank, tuple(expands))

@@ -12,9 +12,8 @@ from latentmas_core.engine.model_loader import ModelShape
 from latentmas_core.lora.arena import Arena, Berth, fill
 from latentmas_core.lora.base_model import BaseModel
 from latentmas_core.lora.checkpoint import LoRACheckpoint, LoRAPair
-from latentmas_core.lora.layers import LoRABatch
+from latentmas_core.lora.layers import LoRABatch, Segment
 from latentmas_core.lora.packed import pack_adapter
-from latentmas_core.lora.terms import Segment
 
 BASE = BaseModel(
     "m", 2, {"self_attn.q_proj": (12, 8), "self_attn.k_proj": (4, 8), "mlp.up_proj": (10, 8)}
@@ -125,73 +124,6 @@ def test_adapters_at_equal_distances_are_one_product(
 ) -> None:
     batch = LoRABatch([adapters.segment(*one) for one in CASES[case]])
     assert len(batch.segments) == num_segments
-
-
-SPREAD_CASES = {
-    "gaps": [(0, 1, 7, 1.0), (1, 1, 5, 1.0), (2, 1, 4, 1.0), (3, 1, 2, 1.0), (4, 1, 0, 1.0)],
-    "more rows of one": [(0, 1, 7, 0.5), (1, 1, 5, 0.5), (2, 3, 4, 0.5), (5, 1, 2, 0.5)],
-    "base rows between": [(0, 1, 7, 1.0), (2, 1, 4, 1.0), (5, 1, 2, 1.0)],
-}
-
-
-@pytest.fixture(scope="module")
-def row_of_adapters() -> Loaded:
-    """Eight of one layout beside each other, the first one last."""
-    return Loaded(*[(4, ALL)] * 8)
-
-
-@pytest.mark.parametrize("case", SPREAD_CASES)
-@pytest.mark.parametrize(("layer", "site"), [(0, 0), (1, 0), (0, 1), (1, 1)])
-def test_adapters_in_a_row_with_gaps_are_one_product_and_that_of_the_twin(
-    row_of_adapters: Loaded, case: str, layer: int, site: int
-) -> None:
-    segments = SPREAD_CASES[case]
-    batch = LoRABatch([row_of_adapters.segment(*one) for one in segments])
-    assert len(batch.spreads) == 1
-    assert len(batch.segments) == sum(num_rows > 1 for _, num_rows, _, _ in segments)
-    x = torch.randn(7, 8, generator=torch.Generator().manual_seed(1))
-    expected = row_of_adapters.add_naively(layer, site, segments, x)
-    y = torch.zeros_like(expected)
-    batch.add(layer, site, x, y)
-    assert_close(y, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "segments",
-    [
-        [(0, 1, 7, 1.0), (0, 1, 5, 1.0), (0, 1, 3, 1.0)],  # one row, a composition of three
-        [(0, 1, 7, 1.0), (1, 1, 5, 1.0), (2, 1, 0, 1.0)],  # a gap that is too wide
-        [(0, 1, 7, 1.0), (1, 1, 5, 0.5), (2, 1, 3, 1.0)],
-        [(0, 1, 7, 1.0), (1, 1, 4, 1.0)],  # two pieces are quicker one by one
-    ],
-)
-def test_adapters_that_cannot_be_or_are_not_worth_it_are_products_of_their_own(
-    row_of_adapters: Loaded, segments: list[tuple[int, int, int, float]]
-) -> None:
-    batch = LoRABatch([row_of_adapters.segment(*one) for one in segments])
-    assert batch.spreads == []
-    x = torch.randn(3, 8)
-    expected = row_of_adapters.add_naively(1, 0, segments, x)
-    y = torch.zeros_like(expected)
-    batch.add(1, 0, x, y)
-    assert_close(y, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["rotten", "infinite"])
-def test_what_lies_in_a_gap_does_not_matter(kind: str) -> None:
-    """A berth that is being filled, or blocks of another kind."""
-    adapters = Loaded(*[(4, ALL)] * 8)
-    value = torch.nan if kind == "rotten" else torch.inf
-    for adapter in (1, 3, 6):
-        for part in adapters.berths[adapter].parts:
-            part.a.fill_(value)
-            part.b.fill_(value)
-    segments = SPREAD_CASES["gaps"]
-    x = torch.randn(5, 8)
-    expected = adapters.add_naively(0, 0, segments, x)
-    y = torch.zeros_like(expected)
-    LoRABatch([adapters.segment(*one) for one in segments]).add(0, 0, x, y)
-    assert_close(y, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_random_batches_equal_the_twin() -> None:
