@@ -184,12 +184,7 @@ class AdapterDirectory:
         answers = await asyncio.gather(
             *(ask_all_replicas(handle, method, *arguments) for handle in self._handles.values())
         )
-        by_group = dict(zip(self._handles, answers, strict=True))
-        for group, outcomes in by_group.items():
-            for outcome in outcomes:
-                if isinstance(outcome, LatentMASError):
-                    logger.warning("%s on group %s: %s", method, group, outcome.message)
-        return by_group
+        return dict(zip(self._handles, answers, strict=True))
 
 
 def _agreed(source: AdapterSource, outcomes: list[Any]) -> LoadedAdapter:

@@ -169,8 +169,19 @@ async def ask_all_replicas(handle: GroupHandle, method: str, *arguments: Any) ->
     except DeploymentUnavailableError:
         return []
     except _FAILURES_OF_RAY as error:
-        return [as_engine_error(error, group)]
-    return [as_engine_error(a, group) if isinstance(a, Exception) else a for a in answers]
+        answers = [error]
+    return [_answer_or_error(answer, method, group) for answer in answers]
+
+
+def _answer_or_error(answer: Any, method: str, group: str) -> Any:
+    if not isinstance(answer, BaseException):
+        return answer
+    if isinstance(answer, Exception):
+        error = as_engine_error(answer, group)
+    else:  # a cancellation that is not ours
+        error = LostError(f"a replica of group {group!r} did not answer. Ask again.")
+    logger.warning("%s on group %s: %s", method, group, error.message)
+    return error
 
 
 def this_place() -> Place:

@@ -1,13 +1,13 @@
-"""Who waits, and whose turn it is: the one whose adapters were served least. Knows no blocks.
+"""Who waits, and whose turn it is: the one whose kind was served least. Knows no blocks.
 
-A virtual token counter per adapter (VTC, Sheng et al. 2024, "Fairness in Serving Large Language
-Models"): every row that is computed counts for all adapters that it was computed with, whatever
-their weights, and an adapter that comes back after a pause starts at the least of those that are
-there, so that nobody saves up. Sequences with the same adapters are of one *kind* and go in the
-order they came, so with one kind this is a plain queue. A kind with several adapters is as much
-served as the least served of them: by another rule, requests for each of them alone could always
-go before it. Kinds that wait for a first row have a head start on those that go on with an answer:
-by so many rows at most, so that nobody starves.
+A virtual token counter per kind (VTC, Sheng et al. 2024, "Fairness in Serving Large Language
+Models"): every row that is computed counts for its kind, and a kind that comes back after a pause
+starts at the least of those that are there, so that nobody saves up. A kind is a set of adapters,
+whatever their weights. Sequences of one kind go in the order they came, so with one kind this is a
+plain queue. Kinds that wait for a first row have a head start on those that go on with an answer:
+by so many rows at most, so that nobody starves. Nor does anybody starve behind kinds that are ever
+new, as compositions can be: who came later counts as served for what was computed meanwhile, in
+part.
 """
 
 import heapq
@@ -17,15 +17,18 @@ from collections.abc import Iterable, Iterator
 from latentmas_core.engine.sequence import Kind, Sequence
 
 HEAD_START_ROWS = 64
+# Of so many rows that are computed before a sequence comes, one counts against it.
+AGEING = 512
 
 
 class FairQueue:
-    """Waiting sequences by kind (``Sequence.kind``), and counters by adapter."""
+    """Waiting sequences by kind (``Sequence.kind``)."""
 
     def __init__(self) -> None:
         self._queues: dict[Kind, deque[Sequence]] = {}
-        self._num_served: dict[str, int] = {}
-        self._num_alive: Counter[str] = Counter()
+        self._num_served: dict[Kind, int] = {}
+        self._num_alive: Counter[Kind] = Counter()
+        self._num_rows = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
@@ -35,13 +38,13 @@ class FairQueue:
             yield from queue
 
     def enter(self, sequence: Sequence) -> None:
-        """A new sequence waits; its adapters count from now on until all that have them left."""
+        """A new sequence waits; its kind is served from now on until all of it have left."""
         kind = sequence.kind
-        least = min((self._num_served[adapter] for adapter in self._num_alive), default=0)
-        for adapter in kind:
-            if adapter not in self._num_alive:
-                self._num_served[adapter] = max(self._num_served.get(adapter, 0), least)
-            self._num_alive[adapter] += 1
+        if kind not in self._num_alive:
+            least = min((self._num_served[other] for other in self._num_alive), default=0)
+            self._num_served[kind] = max(self._num_served.get(kind, 0), least)
+        self._num_alive[kind] += 1
+        sequence.num_rows_before = self._num_rows
         self._queues.setdefault(kind, deque()).append(sequence)
 
     def leave(self, sequence: Sequence) -> None:
@@ -49,10 +52,9 @@ class FairQueue:
         kind = sequence.kind
         if sequence in self._queues.get(kind, ()):
             self.take(sequence)
-        for adapter in kind:
-            self._num_alive[adapter] -= 1
-        if not all(self._num_alive[adapter] for adapter in kind):
-            self._num_alive = +self._num_alive
+        self._num_alive[kind] -= 1
+        if self._num_alive[kind] == 0:
+            del self._num_alive[kind]
             self._forget_counters()
 
     def take(self, sequence: Sequence) -> None:
@@ -67,12 +69,12 @@ class FairQueue:
         self._queues.setdefault(sequence.kind, deque()).appendleft(sequence)
 
     def charge(self, sequence: Sequence, num_rows: int) -> None:
-        for adapter in sequence.kind:
-            self._num_served[adapter] += num_rows
+        self._num_served[sequence.kind] += num_rows
+        self._num_rows += num_rows
 
     def num_served(self, kind: Kind) -> int:
         """Rows that count for a kind; 0 for one that is not there."""
-        return min(self._num_served.get(adapter, 0) for adapter in kind)
+        return self._num_served.get(kind, 0)
 
     def first(self) -> Sequence | None:
         """The head of the kind that was served least."""
@@ -96,20 +98,21 @@ class FairQueue:
 
     def check_integrity(self, running: Iterable[Sequence]) -> None:
         """Raise AssertionError if those alive are not those that wait or run."""
-        there = Counter(adapter for sequence in (*self, *running) for adapter in sequence.kind)
+        there = Counter(sequence.kind for sequence in (*self, *running))
         assert self._num_alive == there, f"{self._num_alive} alive, {there} wait or run"
 
     def _entry(self, kind: Kind) -> tuple[int, int, Kind]:
         queue = self._queues[kind]
         # The suspended ones of a kind stand before the others.
         handicap = HEAD_START_ROWS if queue[-1].is_suspended else 0
-        return self.num_served(kind) + handicap, queue[0].sequence_id, kind
+        age = queue[0].num_rows_before // AGEING
+        return self._num_served[kind] + handicap + age, queue[0].sequence_id, kind
 
     def _forget_counters(self) -> None:
-        """Adapters that would start at the least anyway need no counter: the table stays small."""
-        least = min((self._num_served[adapter] for adapter in self._num_alive), default=None)
+        """Kinds that would start at the least anyway need no counter: the table stays small."""
+        least = min((self._num_served[kind] for kind in self._num_alive), default=None)
         self._num_served = {
-            adapter: num_served
-            for adapter, num_served in self._num_served.items()
-            if adapter in self._num_alive or (least is not None and num_served > least)
+            kind: num_served
+            for kind, num_served in self._num_served.items()
+            if kind in self._num_alive or (least is not None and num_served > least)
         }

@@ -224,7 +224,8 @@ class Scheduler:
         return max(running, key=self._num_served, default=None)
 
     def _num_served(self, digest: str) -> int:
-        return self.waiting.num_served((digest,))
+        """Rows that count for the most served kind of those that run with an adapter."""
+        return max(self.waiting.num_served(sequence.kind) for sequence in self._users(digest))
 
     def _users(self, digest: str) -> list[Sequence]:
         return [sequence for sequence in self.running if digest in sequence.mix.digests]
@@ -267,8 +268,8 @@ class Scheduler:
                 continue
             readiness = self.adapters.request(sequence.mix, is_first=is_first)
             if startable is None and readiness is Readiness.BLOCKED and self.adapters.is_full():
-                # No place for this one, so none is looked for on behalf of the others: they may be
-                # thousands.
+                # None is looked for on behalf of those behind it in this step, they may be
+                # thousands: it is rare that one of them could have had what this one could not.
                 startable = {BASE_ADAPTER, *self.adapters.ready()}
             if readiness is not Readiness.READY:
                 continue

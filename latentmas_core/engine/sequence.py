@@ -78,8 +78,9 @@ class Sequence:
 
         self.mix = turn.mix
         self.mix_key = self.mix.key
-        # Whom the scheduler is fair to: else each request could choose a weight that nobody has.
+        # Whom the scheduler is fair to. Weights do not count: each request may choose new ones.
         self.kind: Kind = tuple(sorted(self.mix.digests)) or (BASE_ADAPTER,)
+        self.num_rows_before = 0  # that the engine had computed when it came
         self.berths: list[Berth] = []
 
         self.block_table: list[int] = []
@@ -90,6 +91,7 @@ class Sequence:
         self.num_preemptions = 0
 
         self.is_suspended = False
+        self.was_given_all_room = False  # its adapters were loaded anew, with nothing beside them
         self.num_blocked_steps = 0  # that it was the first that waits, and had no place
         self._num_known_before = 0
 

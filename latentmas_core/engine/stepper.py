@@ -201,10 +201,15 @@ class Stepper:
             self.fail([sequence], error)
 
     def _fail_stuck(self) -> bool:
-        """Fail the sequence that no end of another would let in; False if there is none."""
+        """Fail the sequence that no end of another would let in, after its own adapters made way
+        for each other; False if there is none."""
         stuck = self.scheduler.stuck
         if stuck is None or self.scheduler.running or self.adapters.num_loading:
             return False
+        if not stuck.was_given_all_room:
+            stuck.was_given_all_room = True
+            if self.adapters.evict_members(stuck.mix):
+                return True
         self.fail([stuck], self._room.error_of_stuck(stuck))
         return True
 

@@ -148,6 +148,16 @@ class AdapterCache:
                 return Readiness.BLOCKED
         return Readiness.COMING
 
+    def evict_members(self, mix: AdapterMix) -> bool:
+        """So that a mix is loaded as a whole, the widest first; False if none of it may leave.
+
+        One that came first may lie where there is no room for another on either side of it.
+        """
+        leaving = [adapter for adapter in self._members(mix) if self._may_leave(adapter)]
+        for adapter in leaving:
+            self._evict(adapter)
+        return bool(leaving)
+
     def ready(self) -> set[str]:
         """Digests of those that turns can run with at once."""
         return {digest for digest, adapter in self._on_device.items() if adapter.is_ready}
@@ -295,12 +305,9 @@ class AdapterCache:
         while (berth := self._arena.reserve(layout)) is None:
             if self._evict_for(mix, is_first=is_first):
                 continue
-            if not is_first:
+            if not is_first or not self._make_room(self._arena.num_blocks_for(layout)):
                 return None
-            if self._make_room(self._arena.num_blocks_for(layout)):
-                berth = self._arena.reserve(layout)
-            if berth is not None or not self._evict_narrower(layout, mix):
-                return berth
+            return self._arena.reserve(layout)
         return berth
 
     def _evict_for(self, mix: AdapterMix, *, is_first: bool) -> bool:
@@ -309,20 +316,6 @@ class AdapterCache:
                 continue
             self._evict(adapter)
             return True
-        return False
-
-    def _evict_narrower(self, layout: AdapterLayout, mix: AdapterMix) -> bool:
-        """Nothing else is in the way of an adapter of the mix than one that goes beside it.
-
-        That one is loaded again, after the wider one and so perhaps elsewhere; never the other way
-        round, so that this ends.
-        """
-        num_blocks = self._arena.num_blocks_for(layout)
-        for adapter in reversed(self._widest_first(mix)):
-            is_narrower = self.num_blocks_for(adapter.spec) < num_blocks
-            if is_narrower and adapter.is_ready and self._may_leave(adapter):
-                self._evict(adapter)
-                return True
         return False
 
     def _widest_first(self, mix: AdapterMix) -> list[CachedAdapter]:
@@ -334,7 +327,8 @@ class AdapterCache:
                 yield adapter
 
     def _may_leave(self, adapter: CachedAdapter) -> bool:
-        return adapter.num_refs == 0 and not (adapter.is_loading or adapter.pinned_by)
+        is_fixed = adapter.is_loading or adapter.pinned_by
+        return adapter.berth is not None and adapter.num_refs == 0 and not is_fixed
 
     def _is_kept(self, adapter: CachedAdapter) -> bool:
         return adapter.num_holds > 0 and adapter.spec.digest in self._kept.digests

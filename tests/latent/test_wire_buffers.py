@@ -78,8 +78,11 @@ def test_small_ones_that_are_kept_give_way_to_a_larger_one() -> None:
     assert buffers.take(2 * SIZE).data_ptr() == address
 
 
-@pytest.mark.parametrize("num_bytes", [0, 1, MIN_KEPT_BYTES - 1])
-def test_small_ones_are_not_kept(num_bytes: int) -> None:
-    buffers = WireBuffers()
+@pytest.mark.parametrize("num_bytes", [0, 1, MIN_KEPT_BYTES - 1, 3 * SIZE + 1])
+def test_small_ones_and_those_beyond_the_limit_are_not_kept_and_displace_none(
+    num_bytes: int,
+) -> None:
+    buffers = WireBuffers(max_kept_bytes=3 * SIZE)
+    buffers.take(2 * SIZE)
     assert buffers.take(num_bytes).shape == (num_bytes,)
-    assert buffers.num_free_bytes == 0
+    assert buffers.num_free_bytes == 2 * SIZE

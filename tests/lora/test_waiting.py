@@ -156,21 +156,25 @@ def test_pin_of_an_adapter_that_a_turn_runs_with_takes_no_further_room(tiny_llam
     assert running.done is not None
 
 
-def test_composition_moves_its_own_narrow_adapter_out_of_the_way_of_its_wide_one(
-    tiny_llama: Path,
+@pytest.mark.parametrize(
+    ("before", "there", "other"),
+    [(30, 4, 32), (20, 24, 24), (20, 24, 22)],  # ranks, twice the number of blocks
+)
+def test_composition_moves_its_own_adapter_out_of_the_way_of_its_other_one(
+    tiny_llama: Path, before: int, there: int, other: int
 ) -> None:
-    """The narrow one lies where no run on either side of it is long enough for the other."""
+    """The one that is there lies where no run on either side is long enough for the other."""
     stage = Stage(tiny_llama, num_blocks=32, max_loaded=3)
-    stage.load("before", rank=30)  # 15 blocks
+    stage.load("before", rank=before)
     use(stage, "before")
-    stage.load("narrow", rank=4)
-    use(stage, "narrow")
+    stage.load("there", rank=there)
+    use(stage, "there")
     stage.adapters.unregister("before")
-    stage.load("wide", rank=32)  # 16 blocks
-    both = stage.submit("narrow", "wide", max_tokens=3, num_tokens=4)
+    stage.load("other", rank=other)
+    both = stage.submit("there", "other", max_tokens=3, num_tokens=4)
     stage.run(both)
     assert both.done is not None, both.error
-    assert stage.evicted == ["narrow"]
+    assert stage.evicted == ["there"]
     stage.assert_empty()
 
 
