@@ -38,7 +38,7 @@ from deployments.transport import WireSegments, fetch, is_alive, this_place, to_
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.errors import EngineError, LatentMASError
-from latentmas_core.events import AnswerDelta
+from latentmas_core.events import AgentFinished
 from latentmas_core.latent.codec import PackedSegments
 from latentmas_core.latent.memory import Memory
 from latentmas_core.lora.cached_adapter import AdapterState
@@ -97,7 +97,7 @@ class AgentGroupServer:
                 async with aclosing(items):
                     async for item in items:
                         if not isinstance(item, StageDone):
-                            if call.is_streamed or not isinstance(item, AnswerDelta):
+                            if call.is_streamed or isinstance(item, AgentFinished):
                                 yield item
                             continue
                         owned.own(item.memory)

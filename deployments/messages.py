@@ -93,9 +93,9 @@ class StageCall:
 
     ``adapters``: those that the stage needs, as they were when the request began. A replica that
     lacks one loads it; one that has another of its name refuses the call. ``caller``: whose death
-    ends the stage, where it has one. ``is_streamed``: the answer is sent word by word; each word
-    is an object of Ray's, which nobody should pay for who waits for the whole. ``origin``: whose
-    work it is, for logs.
+    ends the stage, where it has one. ``is_streamed``: what happens is sent as it happens; each
+    event is an object of Ray's, which nobody should pay for who waits for the whole. Without it
+    only the agents' traces are sent. ``origin``: whose work it is, for logs.
     """
 
     stage: Stage

@@ -20,7 +20,7 @@ class ServeAgentRunner:
     """An ``AgentRunner`` over deployment handles, one per group. No memory passes through it.
 
     ``account`` counts the memories that it hands out. ``adapters``: those that each stage needs, by
-    its name. ``is_streamed``: whether the answer's pieces are wanted as events.
+    its name. ``is_streamed``: whether anybody reads what happens on the way.
     """
 
     def __init__(

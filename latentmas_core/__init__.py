@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from latentmas_core.lora.merge_options import MergeMethod, MergeOptions
     from latentmas_core.pipelines.spec import NodeSpec, PipelineSpec
     from latentmas_core.pipelines.yaml_file import load_pipelines
-    from latentmas_core.request import Carry, Handoff, Mode, ReasonRequest
-    from latentmas_core.result import AgentTrace, Result, Transfer, Usage
+    from latentmas_core.request import Carry, Handoff, Mode, ReasonRequest, Trace
+    from latentmas_core.result import AgentTrace, LensStep, LensToken, Result, Transfer, Usage
     from latentmas_core.system import LatentMASSystem
 
 __all__ = [
@@ -42,6 +42,8 @@ __all__ = [
     "HubError",
     "LatentMASError",
     "LatentMASSystem",
+    "LensStep",
+    "LensToken",
     "LoRAConfig",
     "MergeMethod",
     "MergeOptions",
@@ -56,6 +58,7 @@ __all__ = [
     "Result",
     "SamplingParams",
     "SegmentError",
+    "Trace",
     "Transfer",
     "Usage",
     "default_agents",
@@ -69,6 +72,8 @@ _HOME_OF = {
     "Carry": "request",
     "Handoff": "request",
     "LatentMASSystem": "system",
+    "LensStep": "result",
+    "LensToken": "result",
     "MergeMethod": "lora.merge_options",
     "MergeOptions": "lora.merge_options",
     "MergeRule": "latent.memory",
@@ -77,6 +82,7 @@ _HOME_OF = {
     "PipelineSpec": "pipelines.spec",
     "ReasonRequest": "request",
     "Result": "result",
+    "Trace": "request",
     "Transfer": "result",
     "Usage": "result",
     "default_agents": "agents.config",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from latentmas_core.logprobs import AnswerToken
-from latentmas_core.result import AgentTrace, Result
+from latentmas_core.result import AgentTrace, LensStep, Result
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,11 @@ class AgentStarted:
 
 @dataclass(frozen=True)
 class AgentThought:
-    """An agent finished its latent steps."""
+    """An agent finished its latent steps or, with the lens, so many of them; ``lens`` is the last."""
 
     agent: str
     latent_steps: int
+    lens: LensStep | None = None
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,16 @@ class OnExpertFailure(StrEnum):
     CONTINUE = "continue"
 
 
+class Trace(StrEnum):
+    """What a run tells beyond who did what.
+
+    LENS: of each latent step its norm and the tokens nearest to it (``AgentTrace.lens``).
+    """
+
+    OFF = "off"
+    LENS = "lens"
+
+
 class ReasonRequest(FrozenModel):
     """A question with everything that may be chosen per request; None means: as the agent or the
     pipeline says.
@@ -111,6 +121,7 @@ class ReasonRequest(FrozenModel):
     timeout_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     stage_timeout_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     on_expert_failure: OnExpertFailure | None = None
+    trace: Trace = Trace.OFF
 
     @model_validator(mode="after")
     def _messages_are_in_order(self) -> Self:

@@ -9,12 +9,35 @@ from latentmas_core.logprobs import AnswerToken
 from latentmas_core.request import Mode
 
 
+class LensToken(FrozenModel):
+    """A token near a thought. ``text`` is what it alone reads as, so a part of a character reads
+    as U+FFFD."""
+
+    id: int
+    text: str
+    probability: float
+
+
+class LensStep(FrozenModel):
+    """What one latent step was close to.
+
+    ``index`` counts from 0. ``norm`` is that of the hidden state after the final norm; what is fed
+    back is that, realigned and rescaled to the mean norm of the embedding rows. ``tokens``: what
+    the agent would have said at that point, likeliest first.
+    """
+
+    index: int
+    norm: float
+    tokens: tuple[LensToken, ...]
+
+
 class AgentTrace(FrozenModel):
     """What one agent really did. ``text`` is empty for an agent that only thought.
 
     ``adapter`` is the name of the adapter that its rows were computed with, or "base";
     ``adapter_digest`` the SHA-256 of its files. ``started_at``: seconds since 1970, by the clock of
-    the machine that ran it; it was busy from then on for ``latency_ms``. ``logprobs``: the tokens
+    the machine that ran it; it was busy from then on for ``latency_ms``. ``lens`` has one entry per
+    latent step where the request asks for that. ``logprobs``: the tokens
     of the answer, of the speaker whose request asks for them.
     """
 
@@ -30,6 +53,7 @@ class AgentTrace(FrozenModel):
     latency_ms: float
     text: str = ""
     logprobs: tuple[AnswerToken, ...] | None = None
+    lens: tuple[LensStep, ...] = ()
 
 
 class Usage(FrozenModel):

@@ -51,8 +51,9 @@ def describe(event: Event) -> tuple[str, dict[str, Any]]:
     match event:
         case AgentStarted(agent, stage):
             return "agent.started", {"agent": agent, "stage": stage}
-        case AgentThought(agent, latent_steps):
-            return "agent.thought", {"agent": agent, "latent_steps": latent_steps}
+        case AgentThought(agent, latent_steps, lens):
+            seen = {} if lens is None else {"lens": lens.model_dump(mode="json")}
+            return "agent.thought", {"agent": agent, "latent_steps": latent_steps, **seen}
         case AgentFinished(agent, trace):
             return "agent.finished", {"agent": agent, "trace": trace.model_dump(mode="json")}
         case StageRetried(stage, attempt, reason):

@@ -1,7 +1,7 @@
 """The only forward pass: rows of many sequences, thinking and speaking, in one flat batch.
 
 A row is always an embedding: of a prompt token, of a sampled token, or of a latent thought. Logits
-are computed only for rows that are sampled. Knows no scheduling; it is told what to compute.
+are computed only for rows that are sampled, and for thoughts that are looked at. Knows no scheduling; it is told what to compute.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from latentmas_core.engine.attention import (
 )
 from latentmas_core.engine.fused import has_known_structure, make_decoder
 from latentmas_core.engine.kv_pool import Pool
+from latentmas_core.engine.lens import read_lens
 from latentmas_core.engine.linear import make_linear
 from latentmas_core.engine.model_loader import LoadedModel
 from latentmas_core.engine.sampler import choose_tokens, logprobs_of
@@ -83,6 +84,7 @@ class ModelRunner:
             latents = self.realign(_select(hidden, [end for _, end in thinking], self.device))
             for (sequence, _), latent in zip(thinking, latents, strict=True):
                 sequence.latents.append(latent)
+            self._look_at_thoughts(hidden, thinking)
         if speaking:
             ends_spoken = [end for _, end in speaking]
             logits = self._lm_head(_select(hidden, ends_spoken, self._head_device))
@@ -92,6 +94,22 @@ class ModelRunner:
                 sequence.output_ids.append(token)
             _note_logprobs(logits, tokens, [sequence for sequence, _ in speaking])
         return [] if lora is None else _overflown(hidden, scheduled)
+
+    def _look_at_thoughts(
+        self, hidden: torch.Tensor, thinking: Sequence[tuple[EngineSequence, int]]
+    ) -> None:
+        """The lens, for the rows of those who ask for it.
+
+        Not in one product with the rows that are sampled: its number of rows would change their
+        last bits.
+        """
+        watched = [(sequence, end) for sequence, end in thinking if sequence.turn.has_lens]
+        if not watched:
+            return
+        rows = _select(hidden, [end for _, end in watched], self._head_device)
+        readings = read_lens(rows, self._lm_head(rows))
+        for (sequence, _), reading in zip(watched, readings, strict=True):
+            sequence.readings.append(reading)
 
     def _forward(
         self, scheduled: Sequence[ScheduledRows], pool: Pool, lora: LoRABatch | None

@@ -16,6 +16,7 @@ import torch
 from latentmas_core.config import SamplingParams
 from latentmas_core.engine.block_manager import PrefixKey
 from latentmas_core.engine.detokenizer import Detokenizer
+from latentmas_core.engine.lens import LensReading
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.sampler import TokenChooser
 from latentmas_core.engine.token_text import RowLogprobs
@@ -66,11 +67,13 @@ class Sequence:
         self.prefix_keys = prefix_keys
         self.num_reported_outputs = 0
         self.num_reported_logprobs = 0
+        self.num_reported_readings = 0
         self.has_reported_thought = False
         self.handed_over: ResidentMemory | None = None
 
         self.token_ids = turn.recall.segment.token_ids if turn.recall else turn.prompt_ids
         self.latents: list[torch.Tensor] = list(turn.recall.latents) if turn.recall else []
+        self.readings: list[LensReading] = []  # one per latent step, if the turn has the lens
         self.output_ids: list[int] = []
         self.logprobs: list[RowLogprobs] = []  # one per output, where they are asked for
         self.chooser = TokenChooser.from_params(turn.sampling or SamplingParams())
@@ -146,10 +149,20 @@ class Sequence:
         return len(self.token_ids) + self.num_latents_due + num_outputs
 
     @property
+    def num_given_latents(self) -> int:
+        """Latents that it began with."""
+        return self.turn.recall.segment.num_latents if self.turn.recall else 0
+
+    @property
     def num_executed_steps(self) -> int:
-        """Latent steps whose row was computed by this turn."""
-        num_given = self.turn.recall.segment.num_latents if self.turn.recall else 0
-        return len(self.latents) - num_given
+        """Latent steps whose input this turn found out."""
+        return len(self.latents) - self.num_given_latents
+
+    @property
+    def new_readings(self) -> list[LensReading]:
+        """Those of steps that are done, their rows computed, and that were not reported yet."""
+        num_done = self.num_computed - len(self.token_ids) - self.num_given_latents
+        return self.readings[self.num_reported_readings : max(num_done, 0)]
 
     @property
     def has_thought(self) -> bool:

@@ -268,10 +268,13 @@ class Stepper:
 
     def _report(self, sequence: Sequence) -> None:
         """Emit what the last step brought, and end the turn if it was the last."""
+        for reading in sequence.new_readings:
+            sequence.num_reported_readings += 1
+            self.emit(sequence, Thought(sequence.num_reported_readings, reading))
         if sequence.has_thought and not sequence.has_reported_thought:
             sequence.has_reported_thought = True
             self._counters.num_latent_steps += sequence.num_executed_steps
-            if sequence.num_executed_steps:
+            if sequence.num_executed_steps and not sequence.turn.has_lens:
                 self.emit(sequence, Thought(sequence.num_executed_steps))
         if sequence.num_reported_outputs < len(sequence.output_ids):
             self._report_token(sequence)

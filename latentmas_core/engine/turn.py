@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from latentmas_core.config import SamplingParams
+from latentmas_core.engine.lens import LensReading
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.latent.segment import Segment
 from latentmas_core.logprobs import AnswerToken
@@ -31,7 +32,8 @@ class Turn:
     their positions are those of the recalled segment; ``prompt_ids`` stays empty, and the adapters
     are those that the segment was computed with. ``deadline``: a time of ``time.monotonic`` at
     which the first row behind the prompt is due; a turn that cannot meet it is refused.
-    ``ends_at``: one at which the turn is ended, wherever it is.
+    ``ends_at``: one at which the turn is ended, wherever it is. ``has_lens``: each latent step is
+    reported, with what it is close to.
     """
 
     agent: str
@@ -44,6 +46,7 @@ class Turn:
     adapters: AdapterMix = NO_ADAPTERS
     deadline: float | None = None
     ends_at: float | None = None
+    has_lens: bool = False
 
     @property
     def mix(self) -> AdapterMix:
@@ -53,9 +56,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Thought:
-    """The latent steps of the turn are done."""
+    """The latent steps of the turn are done or, with the lens, so many of them.
+
+    ``reading`` is of the last one, and there only with the lens.
+    """
 
     num_latent_steps: int
+    reading: LensReading | None = None
 
 
 @dataclass(frozen=True)

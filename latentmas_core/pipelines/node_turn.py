@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from latentmas_core.agents.config import AgentConfig
 from latentmas_core.agents.prompts import build_messages, encode_prompt
+from latentmas_core.engine.lens import LensReading
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone
 from latentmas_core.events import AgentFinished, AgentStarted, AgentThought, AnswerDelta, Event
@@ -15,8 +16,8 @@ from latentmas_core.pipelines.assignment import Assignment
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.runner import Said
 from latentmas_core.pipelines.turn_engine import TurnEngine
-from latentmas_core.request import Carry, Handoff, ReasonRequest
-from latentmas_core.result import AgentTrace
+from latentmas_core.request import Carry, Handoff, ReasonRequest, Trace
+from latentmas_core.result import AgentTrace, LensStep, LensToken
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class NodeTurn:
         self._found = found
         self._request = request
         self._owned = owned
+        self._lens: list[LensStep] = []
         self._done: TurnDone | None = None
         self._started_at = 0.0
         self.left = Handover()
@@ -95,13 +97,30 @@ class NodeTurn:
         async with aclosing(self._engine.run(self._turn(memory))) as turn_events:
             async for event in turn_events:
                 if isinstance(event, Thought):
-                    yield AgentThought(self._seat.node, event.num_latent_steps)
+                    yield self._thought(event)
                 elif isinstance(event, TextDelta):
                     if self._seat.is_speaker:
                         yield AnswerDelta(event.text, event.logprobs)
                 else:
                     self._owned.own(event.memory)
                     self._done = event
+
+    def _thought(self, event: Thought) -> AgentThought:
+        if event.reading is None:
+            return AgentThought(self._seat.node, event.num_latent_steps)
+        step = self._lens_step(len(self._lens), event.reading)
+        self._lens.append(step)
+        return AgentThought(self._seat.node, event.num_latent_steps, step)
+
+    def _lens_step(self, index: int, reading: LensReading) -> LensStep:
+        decode = self._engine.tokenizer.decode
+        tokens = (
+            LensToken(id=token_id, text=decode([token_id]), probability=probability)
+            for token_id, probability in zip(
+                reading.token_ids, reading.probabilities, strict=True
+            )
+        )
+        return LensStep(index=index, norm=reading.norm, tokens=tuple(tokens))
 
     def _turn(self, memory: ResidentMemory | None) -> Turn:
         assignment = self._seat.assignment
@@ -115,6 +134,7 @@ class NodeTurn:
             adapters=self._seat.adapters.mix,
             deadline=_moment_in(self._request.max_wait_s),
             ends_at=self._seat.ends_at,
+            has_lens=self._request.trace is Trace.LENS,
         )
 
     def _prompt_ids(self) -> tuple[int, ...]:
@@ -158,6 +178,7 @@ class NodeTurn:
             latency_ms=1000.0 * latency_s,
             text=outcome.text,
             logprobs=outcome.logprobs,
+            lens=tuple(self._lens),
         )
 
     @property

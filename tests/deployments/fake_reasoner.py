@@ -11,9 +11,12 @@ from latentmas_core.events import (
 from latentmas_core.lora.library import AdapterInfo
 from latentmas_core.pipelines.executor import result_of
 from latentmas_core.request import Mode
-from latentmas_core.result import AgentTrace, Result, Transfer, Usage
+from latentmas_core.result import AgentTrace, LensStep, LensToken, Result, Transfer, Usage
 
 ANSWER = "Zoë asks:\n\n你好 🦊 \u2028\u2029\x85\r data: x"
+LENS_STEP = LensStep(
+    index=0, norm=4.5, tokens=(LensToken(id=7, text=" 首", probability=0.5),)
+)
 TRACE = AgentTrace(
     name="judger",
     role="final decision",

@@ -20,7 +20,7 @@ from latentmas_core.errors import (
     NotFoundError,
     SegmentError,
 )
-from latentmas_core.events import AnswerDelta
+from latentmas_core.events import AgentFinished, AgentThought, AnswerDelta
 from latentmas_core.latent.memory import Memory
 from latentmas_core.pipelines.plan import plan
 from latentmas_core.pipelines.spec import PipelineSpec
@@ -238,6 +238,41 @@ async def test_pieces_of_the_answer_cross_only_for_one_who_reads_them(reasoner, 
     assert len(pieces) > 1
     assert "".join(pieces) == events[-1].result.final_answer == whole.final_answer
     assert [type(m) for m in transport.messages].count(AnswerDelta) == len(pieces)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"pipeline": "parallel"}, {"pipeline": "zigzag", "handoff": "embeddings"}],
+    ids=str,
+)
+async def test_lens_over_two_groups_equals_one_process(reasoner, system, fields):
+    request = make_request(trace="lens", **fields)
+    served = await reasoner.reason(request)
+    local = await system.arun(**request.model_dump())
+    assert served.final_answer == local.final_answer
+    for ours, theirs in zip(served.agents, local.agents, strict=True):
+        assert len(ours.lens) == ours.latent_steps
+        assert_same_lens(ours.lens, theirs.lens)
+
+
+def assert_same_lens(ours, theirs):
+    for step, other in zip(ours, theirs, strict=True):
+        assert (step.index, step.norm) == (other.index, pytest.approx(other.norm, rel=1e-4))
+        shares = [[token.probability for token in one.tokens] for one in (step, other)]
+        assert shares[0] == pytest.approx(shares[1], abs=1e-4)
+        assert step.tokens[0].id == other.tokens[0].id
+
+
+async def test_lens_crosses_step_by_step_only_for_one_who_reads_it(reasoner, transport):
+    request = make_request(trace="lens")
+    whole = await reasoner.reason(request)
+    assert not any(isinstance(message, AgentThought) for message in transport.messages)
+    events = [event async for event in reasoner.stream(request)]
+    traces = {event.agent: event.trace for event in events if isinstance(event, AgentFinished)}
+    for agent in whole.agents:
+        told = [e.lens for e in events if isinstance(e, AgentThought) and e.agent == agent.name]
+        assert tuple(told) == traces[agent.name].lens
+        assert_same_lens(agent.lens, traces[agent.name].lens)
 
 
 # What one group does with one call.

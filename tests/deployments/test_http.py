@@ -3,6 +3,7 @@
 import pytest
 
 from deployments.api.errors import RETRY_AFTER_S
+from deployments.api.streaming import describe
 from latentmas_core.errors import (
     ConfigError,
     ContextLengthError,
@@ -13,7 +14,8 @@ from latentmas_core.errors import (
     PipelineError,
     SegmentError,
 )
-from tests.deployments.fake_reasoner import ANSWER, TRACE
+from latentmas_core.events import AgentThought
+from tests.deployments.fake_reasoner import ANSWER, LENS_STEP, TRACE
 from tests.deployments.http_calls import ask, assert_error
 from tests.deployments.sse import parse_events
 
@@ -45,6 +47,7 @@ async def test_every_field_reaches_the_reasoner_except_stream(client, reasoner):
         "stop": ["\n"],
         "ignore_eos": True,
         "system_prompt": "Be brief.",
+        "trace": "lens",
     }
     await client.post("/v1/reason", json=fields | {"stream": True})
     (request,) = reasoner.requests
@@ -127,6 +130,20 @@ async def test_every_kind_of_event_is_one_message_in_its_order(client):
     assert first["text"] + second["text"] == ANSWER
     assert finished == {"agent": "judger", "trace": TRACE.model_dump(mode="json")}
     assert done == (await ask(client)).json()
+
+
+def test_thought_with_the_lens_shows_what_it_is_close_to():
+    name, content = describe(AgentThought("planner", 1, LENS_STEP))
+    assert name == "agent.thought"
+    assert content == {
+        "agent": "planner",
+        "latent_steps": 1,
+        "lens": {
+            "index": 0,
+            "norm": 4.5,
+            "tokens": [{"id": 7, "text": " 首", "probability": 0.5}],
+        },
+    }
 
 
 async def test_stream_is_not_to_be_cached_or_buffered_on_the_way(client):

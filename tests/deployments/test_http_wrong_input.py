@@ -53,6 +53,8 @@ async def test_unknown_field_is_422_and_named(client):
         ("seed", "abc"),
         ("stream", "maybe"),
         ("ignore_eos", "maybe"),
+        ("trace", "x-ray"),
+        ("trace", None),
         ("system_prompt", 5),
         ("stop", "\n"),
     ],

@@ -29,7 +29,7 @@ from latentmas_core.pipelines.runner import Said
 from latentmas_core.pipelines.spec import PipelineSpec
 from latentmas_core.request import Handoff, Mode, ReasonRequest
 from latentmas_core.result import AgentTrace
-from tests.deployments.fake_reasoner import INFO
+from tests.deployments.fake_reasoner import INFO, LENS_STEP
 from tests.deployments.wire import make_segment, send
 
 ERROR_TYPES = [
@@ -56,6 +56,7 @@ def test_error_without_a_param_stays_without():
     [
         AgentStarted("planner", "planner+critic"),
         AgentThought("planner", 15),
+        AgentThought("planner", 1, LENS_STEP),
         AgentFinished(
             "planner",
             AgentTrace(

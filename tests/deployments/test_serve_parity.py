@@ -40,7 +40,13 @@ def expected(args, embedded_model_path):
     valid = AppArgs.model_validate(args)
     with LatentMASSystem(engine_config=valid.engine_of(valid.groups[0])) as system:
         system.add_default_agents()
-        return {name: system.run(QUESTION, **OPTIONS, **case) for name, case in CASES.items()}
+        results = {name: system.run(QUESTION, **OPTIONS, **case) for name, case in CASES.items()}
+        return results | {"lens": system.run(QUESTION, trace="lens", **OPTIONS)}
+
+
+@pytest.fixture(scope="module")
+def expected_lens(expected):
+    return expected["lens"]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +78,32 @@ def test_whole_answer_equals_the_streamed_one(service, expected):
     response = service.ask(question=QUESTION, **OPTIONS)
     assert response.status_code == 200
     assert response.json()["final_answer"] == expected["hierarchical-latent"].final_answer
+
+
+def test_lens_over_http_is_the_lens_in_process(service, expected_lens):
+    streamed = service.stream(question=QUESTION, trace="lens", **OPTIONS)
+    whole = service.ask(question=QUESTION, trace="lens", **OPTIONS).json()
+    for result in (streamed[-1].content, whole):
+        for agent, local in zip(result["agents"], expected_lens.agents, strict=True):
+            assert len(agent["lens"]) == local.latent_steps
+            assert_lens(agent["lens"], local.lens)
+    for agent in expected_lens.agents:
+        told = [
+            message.content["lens"]
+            for message in streamed
+            if message.name == "agent.thought" and message.content["agent"] == agent.name
+        ]
+        assert_lens(told, agent.lens)
+
+
+def assert_lens(served, local):
+    for step, ours in zip(served, local, strict=True):
+        assert step["index"] == ours.index
+        assert step["norm"] == pytest.approx(ours.norm, rel=1e-3)
+        assert [token["text"] for token in step["tokens"]] == [token.text for token in ours.tokens]
+        assert [token["probability"] for token in step["tokens"]] == pytest.approx(
+            [token.probability for token in ours.tokens], abs=1e-3
+        )
 
 
 def test_memory_crosses_between_the_groups_and_embeddings_are_far_smaller(service):

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import torch
 
+from latentmas_core.engine.lens import LensReading
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.stats import EngineStats
 from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone, TurnEvent
@@ -66,8 +67,8 @@ class FakeEngine:
             self.has_begun[turn.agent].set()
             if turn.agent in self.before_turn:
                 await self.before_turn[turn.agent]()
-            if turn.num_latent_steps:
-                yield Thought(turn.num_latent_steps)
+            for thought in self._thoughts(turn):
+                yield thought
                 await asyncio.sleep(0)
             text = self._text(turn) if turn.sampling else ""
             for start in range(0, len(text), 5):
@@ -139,6 +140,15 @@ class FakeEngine:
         num_rows = turn.memory.num_rows if turn.memory else 0
         if num_rows + len(turn.prompt_ids) > self.max_positions:
             raise ContextLengthError(f"the model has {self.max_positions} positions.")
+
+    def _thoughts(self, turn: Turn) -> list[Thought]:
+        num_steps = turn.num_latent_steps
+        if not turn.has_lens:
+            return [Thought(num_steps)] if num_steps else []
+        return [
+            Thought(step, LensReading(float(step), (ord("a") + step, ord(" ")), (0.75, 0.25)))
+            for step in range(1, num_steps + 1)
+        ]
 
     def _text(self, turn: Turn) -> str:
         read = (

@@ -182,3 +182,36 @@ async def test_question_longer_than_all_positions_is_refused_with_both_numbers(t
 
 def test_question_that_fits_is_let_through(engine):
     check_question(engine, "x" * engine.max_positions)
+
+
+async def test_lens_shows_each_step_when_it_is_done_and_all_of_them_in_the_trace(worker):
+    items = await collect(worker, stage_of("planner", "judger"), latent_steps=2, trace="lens")
+    thoughts = [item for item in items if isinstance(item, AgentThought)]
+    assert [(thought.agent, thought.latent_steps) for thought in thoughts] == [
+        ("planner", 1),
+        ("planner", 2),
+    ]
+    first, second = (thought.lens for thought in thoughts)
+    assert (first.index, first.norm, second.index, second.norm) == (0, 1.0, 1, 2.0)
+    assert [(t.id, t.text, t.probability) for t in first.tokens] == [
+        (ord("b"), "b", 0.75),
+        (ord(" "), " ", 0.25),
+    ]
+    planner, judger = (item.trace for item in items if isinstance(item, AgentFinished))
+    assert planner.lens == (first, second)
+    assert judger.lens == ()
+
+
+async def test_lens_is_empty_unless_it_is_asked_for(worker, engine):
+    items = await collect(worker, stage_of("planner", "judger"), latent_steps=2)
+    (thought,) = [item for item in items if isinstance(item, AgentThought)]
+    assert (thought.latent_steps, thought.lens) == (2, None)
+    assert not any(turn.has_lens for turn in engine.turns)
+    assert all(item.trace.lens == () for item in items if isinstance(item, AgentFinished))
+
+
+@pytest.mark.parametrize("mode", ["text", "single"])
+async def test_who_takes_no_latent_steps_has_an_empty_lens(worker, mode):
+    items = await collect(worker, stage_of("planner", "judger"), mode=mode, trace="lens")
+    assert not any(isinstance(item, AgentThought) for item in items)
+    assert all(item.trace.lens == () for item in items if isinstance(item, AgentFinished))
