@@ -46,7 +46,7 @@ from latentmas_core.lora.choice import names_in
 from latentmas_core.lora.mix import AdapterMix
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.runner import StageDone
-from latentmas_core.pipelines.stage_worker import StageWorker
+from latentmas_core.pipelines.stage_worker import Roster, StageWorker
 from latentmas_core.request import Handoff
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,11 @@ class AgentGroupServer:
                             yield to_wire(packed)
         except LatentMASError as error:
             yield StageFailed(error)
+
+    @property
+    def roster(self) -> Roster:
+        """The agents as they are now."""
+        return self._worker.roster
 
     async def stats(self) -> dict[str, Any]:
         """What the engine holds and has done."""
@@ -238,6 +243,9 @@ class AgentGroup:
 
     async def stats(self) -> dict[str, Any]:
         return await self._server.stats()
+
+    async def roster(self) -> Roster:
+        return self._server.roster
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         return await self._server.scaling_stats()

@@ -11,11 +11,18 @@ from ray import serve
 
 from deployments.api.access import Access, install_access
 from deployments.api.adapters import AdapterAdmin, add_adapter_routes
-from deployments.api.errors import ErrorKind, error_response, install_error_handlers
+from deployments.api.batch import add_batch_route
+from deployments.api.catalogue import add_catalogue_routes
+from deployments.api.errors import (
+    ERROR_RESPONSES,
+    ErrorKind,
+    error_response,
+    install_error_handlers,
+)
 from deployments.api.keys import open_keys
 from deployments.api.openai.models import ChatModels
 from deployments.api.openai.routes import add_chat_routes
-from deployments.api.streaming import HEADERS, MEDIA_TYPE, server_sent_events
+from deployments.api.streaming import AS_EVENTS, HEADERS, MEDIA_TYPE, server_sent_events
 from deployments.args import AppArgs
 from deployments.budget import TransferBudget
 from deployments.logs import log_through_serve
@@ -38,13 +45,15 @@ def build_http_app(
     reasoner: Reasoner, admin: AdapterAdmin, models: ChatModels, access: Access | None = None
 ) -> FastAPI:
     """All routes over one reasoner; open to everyone without ``access``."""
-    app = FastAPI(title="LatentMAS on Ray Serve", redoc_url=None)
+    app = FastAPI(title="LatentMAS on Ray Serve", redoc_url=None, responses=ERROR_RESPONSES)
     install_error_handlers(app)
     install_access(app, access or Access())
     add_adapter_routes(app, reasoner.adapters, admin)
     add_chat_routes(app, reasoner, models)
+    add_catalogue_routes(app, reasoner)
+    add_batch_route(app, reasoner)
 
-    @app.post("/v1/reason", response_model=Result)
+    @app.post("/v1/reason", response_model=Result, responses={200: AS_EVENTS})
     async def reason(body: ReasonBody) -> Any:
         """Ask a question; with ``stream`` the answer comes as server-sent events."""
         request = body.as_request()

@@ -30,6 +30,7 @@ from latentmas_core.pipelines.assignment import exchanges_memory
 from latentmas_core.pipelines.executor import Executor, new_run_id, result_of
 from latentmas_core.pipelines.plan import Plan, Stage, plan
 from latentmas_core.pipelines.retries import RetryPolicy
+from latentmas_core.pipelines.stage_worker import Roster
 from latentmas_core.request import Handoff, Mode, ReasonRequest
 from latentmas_core.result import Result
 
@@ -47,8 +48,9 @@ class Reasoner:
         self._retries = RetryPolicy(args.max_stage_attempts)
         self._max_timeout_s = args.request_timeout_s
         self._agents = args.known_agents
-        self._pipelines = args.offered_pipelines
-        self._plans = {name: plan(spec, args.group_of) for name, spec in self._pipelines.items()}
+        self._declared = {g.name: Roster(args.agents_of(g), args.latent_steps) for g in args.groups}
+        self.pipelines = args.offered_pipelines
+        self.plans = {name: plan(spec, args.group_of) for name, spec in self.pipelines.items()}
         self._scale_to_zero = frozenset(g.name for g in args.groups if g.min_replicas == 0)
         self.adapters = AdapterDirectory(handles)
 
@@ -108,7 +110,7 @@ class Reasoner:
         """What is to run, and the adapters that each stage of it needs, by its name."""
         current_caller().check(request)
         chosen = self.plan_of(request)
-        check_choices(self._pipelines[request.pipeline], request)
+        check_choices(self.pipelines[request.pipeline], request)
         chosen = chosen.in_mode(request.mode)
         own = {stage.name: await self._adapters_of(stage, request) for stage in chosen.stages}
         return chosen, {
@@ -128,11 +130,11 @@ class Reasoner:
 
     def plan_of(self, request: ReasonRequest) -> Plan:
         """The plan of the request's pipeline; NotFoundError names those that are offered."""
-        found = self._plans.get(request.pipeline)
+        found = self.plans.get(request.pipeline)
         if found is None:
             raise NotFoundError(
                 f"pipeline {request.pipeline!r} is not offered here; offered are "
-                f"{', '.join(sorted(self._plans))}. Declare it under pipelines in the config.",
+                f"{', '.join(sorted(self.plans))}. Declare it under pipelines in the config.",
                 param="pipeline",
             )
         return found
@@ -144,6 +146,17 @@ class Reasoner:
         )
         return {
             group: [answer for answer in replicas if not isinstance(answer, LatentMASError)]
+            for group, replicas in zip(self._handles, answers, strict=True)
+        }
+
+    async def rosters(self) -> dict[str, Roster]:
+        """The agents of each group as a replica of it has them or, where none answers, as they
+        were declared: the operator may have changed them since (``user_config``)."""
+        answers = await asyncio.gather(
+            *(ask_all_replicas(handle, "roster") for handle in self._handles.values())
+        )
+        return {
+            group: next((one for one in replicas if isinstance(one, Roster)), self._declared[group])
             for group, replicas in zip(self._handles, answers, strict=True)
         }
 

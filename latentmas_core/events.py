@@ -3,15 +3,42 @@
 from dataclasses import dataclass
 
 from latentmas_core.logprobs import AnswerToken
-from latentmas_core.result import AgentTrace, LensStep, Result
+from latentmas_core.phases import Phase
+from latentmas_core.result import AgentTrace, LensStep, Result, StageTrace
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """What a stage reads is there; it goes to its group. ``attempt`` counts from 1."""
+
+    stage: str
+    group: str
+    agents: tuple[str, ...]
+    attempt: int
+
+
+@dataclass(frozen=True)
+class StageFinished:
+    """A stage is done; its trace says where, when, and how many bytes of memory it moved."""
+
+    stage: str
+    trace: StageTrace
 
 
 @dataclass(frozen=True)
 class AgentStarted:
-    """An agent's turn was handed to an engine."""
+    """An agent's turn was handed to an engine, where it may have to wait."""
 
     agent: str
     stage: str
+
+
+@dataclass(frozen=True)
+class AgentPhase:
+    """What an agent's turn is at from now on."""
+
+    agent: str
+    phase: Phase
 
 
 @dataclass(frozen=True)
@@ -66,7 +93,10 @@ class AnswerDone:
 
 
 Event = (
-    AgentStarted
+    StageStarted
+    | StageFinished
+    | AgentStarted
+    | AgentPhase
     | AgentThought
     | AgentFinished
     | StageRetried

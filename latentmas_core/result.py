@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 from latentmas_core.config import FrozenModel
 from latentmas_core.logprobs import AnswerToken
+from latentmas_core.phases import PhaseTimes
 from latentmas_core.request import Mode
 
 
@@ -31,14 +32,27 @@ class LensStep(FrozenModel):
     tokens: tuple[LensToken, ...]
 
 
+class PhaseDurations(FrozenModel):
+    """How long a turn was at what, by the clock of its engine."""
+
+    queued_ms: float = 0.0
+    prefill_ms: float = 0.0
+    thinking_ms: float = 0.0
+    speaking_ms: float = 0.0
+
+    @classmethod
+    def of(cls, seconds: PhaseTimes) -> "PhaseDurations":
+        return cls(**{f"{phase}_ms": 1000.0 * spent for phase, spent in seconds.items()})
+
+
 class AgentTrace(FrozenModel):
     """What one agent really did. ``text`` is empty for an agent that only thought.
 
     ``adapter`` is the name of the adapter that its rows were computed with, or "base";
     ``adapter_digest`` the SHA-256 of its files. ``started_at``: seconds since 1970, by the clock of
-    the machine that ran it; it was busy from then on for ``latency_ms``. ``lens`` has one entry per
-    latent step where the request asks for that. ``logprobs``: the tokens
-    of the answer, of the speaker whose request asks for them.
+    the machine that ran it; it was busy from then on for ``latency_ms``, of which ``phases`` are
+    what its engine spent. ``lens`` has one entry per latent step where the request asks for that.
+    ``logprobs``: the tokens of the answer, of the speaker whose request asks for them.
     """
 
     name: str
@@ -53,6 +67,7 @@ class AgentTrace(FrozenModel):
     latency_ms: float
     text: str = ""
     logprobs: tuple[AnswerToken, ...] | None = None
+    phases: PhaseDurations = PhaseDurations()
     lens: tuple[LensStep, ...] = ()
 
 

@@ -30,6 +30,13 @@ def test_the_quickstart_answers_its_questions():
     assert printed.count("The capital of") >= 4
 
 
+def test_the_lens_shows_every_step_of_those_who_think():
+    printed = run_python("examples/lens.py")
+    assert printed.count("|h|") == 3 * 6
+    assert "The capital of France is Paris." in printed
+    assert "steps shown: {'planner': 6, 'critic': 6, 'refiner': 6, 'judger': 0}" in printed
+
+
 def blocks_of_the_readme():
     """What it shows in Python: the first use, and adapters."""
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

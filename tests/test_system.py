@@ -21,7 +21,7 @@ from latentmas_core import (
     PipelineError,
     PipelineSpec,
 )
-from latentmas_core.events import AgentStarted, AnswerDelta, AnswerDone
+from latentmas_core.events import AgentStarted, AnswerDelta, AnswerDone, StageStarted
 from tests.pipelines.fake_engine import FakeEngine
 
 QUESTION = "What is the capital of France?"
@@ -96,7 +96,8 @@ def test_same_seed_repeats_a_run_and_another_does_not(system):
 
 def test_stream_tells_everything_in_order(system):
     events = list(system.stream(question=QUESTION))
-    assert isinstance(events[0], AgentStarted)
+    assert isinstance(events[0], StageStarted)
+    assert isinstance(events[1], AgentStarted)
     assert isinstance(events[-1], AnswerDone)
     answer = "".join(event.text for event in events if isinstance(event, AnswerDelta))
     assert answer == events[-1].result.final_answer

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from latentmas_core.config import FrozenModel
 from latentmas_core.errors import (
     AdapterError,
     ConfigError,
@@ -36,6 +37,28 @@ class ModelNotFoundError(NotFoundError):
     """What ``model`` names is no pipeline, adapter or base model here."""
 
 
+class ErrorDetail(FrozenModel):
+    """What went wrong; ``param`` names the field, where it is one."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(FrozenModel):
+    """The one shape of all errors."""
+
+    error: ErrorDetail
+
+
+# What OpenAPI says of every call.
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request cannot be answered as it is."},
+    "5XX": {"model": ErrorBody, "description": "The service cannot answer, or not now."},
+}
+
+
 class ErrorKind(NamedTuple):
     """How one class of errors is told to a client."""
 
@@ -46,6 +69,7 @@ class ErrorKind(NamedTuple):
 
 INVALID_REQUEST = ErrorKind(422, "invalid_request_error", "invalid_request")
 INTERNAL = ErrorKind(500, "server_error", "internal_error")
+INTERNAL_MESSAGE = "internal error; see the log of the service."
 
 _KINDS: dict[type[LatentMASError], ErrorKind] = {
     ContextLengthError: ErrorKind(413, "invalid_request_error", "context_length_exceeded"),
@@ -75,14 +99,17 @@ def for_call(path: str, kind: ErrorKind) -> ErrorKind:
     return kind._replace(status=status)
 
 
+def error_detail(kind: ErrorKind, message: str, param: str | None) -> ErrorDetail:
+    return ErrorDetail(
+        message=_encodable(message),
+        type=kind.type,
+        param=None if param is None else _encodable(param),
+        code=kind.code,
+    )
+
+
 def error_body(kind: ErrorKind, message: str, param: str | None) -> dict[str, Any]:
-    shown = {
-        "message": _encodable(message),
-        "type": kind.type,
-        "param": _encodable(param) if param is not None else None,
-        "code": kind.code,
-    }
-    return {"error": shown}
+    return ErrorBody(error=error_detail(kind, message, param)).model_dump()
 
 
 def error_response(

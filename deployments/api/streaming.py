@@ -2,20 +2,24 @@
 
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from deployments.api.errors import INTERNAL, error_body, kind_of
+from deployments.api.errors import INTERNAL, INTERNAL_MESSAGE, error_body, kind_of
 from latentmas_core.errors import LatentMASError
 from latentmas_core.events import (
     AgentFinished,
+    AgentPhase,
     AgentStarted,
     AgentThought,
     AnswerDelta,
     AnswerDone,
     Event,
+    StageFinished,
     StageGivenUp,
     StageRetried,
+    StageStarted,
 )
 
 logger = logging.getLogger(__name__)
@@ -24,16 +28,29 @@ MEDIA_TYPE = "text/event-stream"
 # What lies between must hand every message on at once.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
+# What OpenAPI says of a call that may answer with a stream.
+AS_EVENTS = {
+    "description": "The result or, with `stream`, server-sent events; the last is `answer.done` "
+    "or `error` (docs/http.md).",
+    "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+}
+
 # Characters that many readers of lines, Python's among them, take for the end of one.
 _LINE_ENDS = str.maketrans({char: f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"})
 
 
 async def server_sent_events(events: AsyncIterator[Event]) -> AsyncGenerator[str, None]:
-    """One message per event; an error ends the stream with a message named ``error``."""
+    """One message per event; an error ends the stream with a message named ``error``.
+
+    ``at_ms`` is when an event came here, since the first was asked for: one clock for all of them,
+    whatever machine they come from.
+    """
+    began_at = time.perf_counter()
     try:
         async for event in events:
+            at_ms = round(1000.0 * (time.perf_counter() - began_at), 3)
             name, payload = describe(event)
-            yield _message(name, payload)
+            yield _message(name, payload | {"at_ms": at_ms})
     except Exception as error:  # noqa: BLE001 - whatever it is, the reader is told
         yield _message("error", stream_error(error))
 
@@ -43,12 +60,20 @@ def stream_error(error: Exception) -> dict[str, Any]:
     if isinstance(error, LatentMASError):
         return error_body(kind_of(error), error.message, error.param)
     logger.error("a stream failed", exc_info=error)
-    return error_body(INTERNAL, "internal error; see the log of the service.", None)
+    return error_body(INTERNAL, INTERNAL_MESSAGE, None)
 
 
 def describe(event: Event) -> tuple[str, dict[str, Any]]:
     """The name of an event on the wire, and its content."""
     match event:
+        case StageStarted(stage, group, agents, attempt):
+            content = {"stage": stage, "group": group, "agents": list(agents), "attempt": attempt}
+            return "stage.started", content
+        case StageFinished(stage, stage_trace):
+            content = {"stage": stage, "trace": stage_trace.model_dump(mode="json")}
+            return "stage.finished", content
+        case AgentPhase(agent, phase):
+            return "agent.phase", {"agent": agent, "phase": phase.value}
         case AgentStarted(agent, stage):
             return "agent.started", {"agent": agent, "stage": stage}
         case AgentThought(agent, latent_steps, lens):

@@ -25,6 +25,7 @@ from latentmas_core.errors import LatentMASError
 from latentmas_core.latent.memory import Memory
 from latentmas_core.latent.segment import BASE_ADAPTER, Segment
 from latentmas_core.lora.arena import Berth
+from latentmas_core.phases import PhaseClock
 
 EventSink = Callable[[TurnEvent | LatentMASError], None]
 
@@ -65,6 +66,7 @@ class Sequence:
         self.sink = sink
         self.detokenizer = detokenizer
         self.prefix_keys = prefix_keys
+        self.clock = PhaseClock()
         self.num_reported_outputs = 0
         self.num_reported_logprobs = 0
         self.num_reported_readings = 0

@@ -24,7 +24,7 @@ from latentmas_core.engine.sequence import NextRow, Sequence
 from latentmas_core.engine.split_pool import make_pool
 from latentmas_core.engine.stats import Counters, EngineStats
 from latentmas_core.engine.token_text import RowLogprobs, TokenTexts
-from latentmas_core.engine.turn import TextDelta, Thought, TurnDone, TurnEvent
+from latentmas_core.engine.turn import PhaseBegun, TextDelta, Thought, TurnDone, TurnEvent
 from latentmas_core.errors import (
     AdapterError,
     DeadlineError,
@@ -39,6 +39,7 @@ from latentmas_core.lora.cached_adapter import AdapterSpec
 from latentmas_core.lora.loader import AdapterLoader
 from latentmas_core.lora.mix import AdapterMix
 from latentmas_core.lora.packed import PackedAdapter
+from latentmas_core.phases import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ class Stepper:
         scheduled = self.scheduler.schedule()
         if not scheduled:
             return self._fail_stuck()
+        for rows in scheduled:
+            self._enter(rows.sequence, Phase.PREFILL)
         started_at = time.monotonic()
         try:
             overflown = self.runner.step(scheduled, self.pool)
@@ -268,6 +271,8 @@ class Stepper:
 
     def _report(self, sequence: Sequence) -> None:
         """Emit what the last step brought, and end the turn if it was the last."""
+        if sequence.num_executed_steps:
+            self._enter(sequence, Phase.THINKING)
         for reading in sequence.new_readings:
             sequence.num_reported_readings += 1
             self.emit(sequence, Thought(sequence.num_reported_readings, reading))
@@ -277,9 +282,14 @@ class Stepper:
             if sequence.num_executed_steps and not sequence.turn.has_lens:
                 self.emit(sequence, Thought(sequence.num_executed_steps))
         if sequence.num_reported_outputs < len(sequence.output_ids):
+            self._enter(sequence, Phase.SPEAKING)
             self._report_token(sequence)
         elif sequence.next_row is NextRow.NOTHING and sequence.num_uncomputed == 0:
             self._finish(sequence, "thought")
+
+    def _enter(self, sequence: Sequence, phase: Phase) -> None:
+        if sequence.clock.enter(phase) and sequence.turn.tells_phases:
+            self.emit(sequence, PhaseBegun(phase))
 
     def _report_token(self, sequence: Sequence) -> None:
         sampling = sequence.turn.sampling
@@ -317,6 +327,7 @@ class Stepper:
             finish_reason=reason,
             num_preemptions=sequence.num_preemptions,
             logprobs=None if sequence.num_top_logprobs is None else self._described(logprobs),
+            phase_s=sequence.clock.stop(),
         )
         self.emit(sequence, done)
 

@@ -1,6 +1,6 @@
 """What an engine is asked for and what it answers: one agent's turn. Plain data, no scheduling."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -10,6 +10,7 @@ from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.latent.segment import Segment
 from latentmas_core.logprobs import AnswerToken
 from latentmas_core.lora.mix import NO_ADAPTERS, AdapterMix
+from latentmas_core.phases import Phase, PhaseTimes
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Turn:
     are those that the segment was computed with. ``deadline``: a time of ``time.monotonic`` at
     which the first row behind the prompt is due; a turn that cannot meet it is refused.
     ``ends_at``: one at which the turn is ended, wherever it is. ``has_lens``: each latent step is
-    reported, with what it is close to.
+    reported, with what it is close to. ``tells_phases``: so is each phase that it enters.
     """
 
     agent: str
@@ -47,11 +48,19 @@ class Turn:
     deadline: float | None = None
     ends_at: float | None = None
     has_lens: bool = False
+    tells_phases: bool = False
 
     @property
     def mix(self) -> AdapterMix:
         """The adapters that its rows are computed with."""
         return AdapterMix.from_key(self.recall.segment.adapter) if self.recall else self.adapters
+
+
+@dataclass(frozen=True)
+class PhaseBegun:
+    """The turn left what it was at before."""
+
+    phase: Phase
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,8 @@ class TurnDone:
     """The last event of a turn. ``memory`` is the receiver's to release.
 
     ``num_latent_steps`` counts the steps that were executed; ``finish_reason`` is "stop" or
-    "length" where text was written, and "thought" where not. ``logprobs``: of all its tokens, where
+    "length" where text was written, and "thought" where not. ``phase_s``: seconds from when the
+    turn came to its end, by phase. ``logprobs``: of all its tokens, where
     they are asked for.
     """
 
@@ -91,6 +101,7 @@ class TurnDone:
     finish_reason: str
     num_preemptions: int
     logprobs: tuple[AnswerToken, ...] | None = None
+    phase_s: PhaseTimes = field(default_factory=dict)
 
 
-TurnEvent = Thought | TextDelta | TurnDone
+TurnEvent = PhaseBegun | Thought | TextDelta | TurnDone

@@ -9,15 +9,22 @@ from latentmas_core.agents.config import AgentConfig
 from latentmas_core.agents.prompts import build_messages, encode_prompt
 from latentmas_core.engine.lens import LensReading
 from latentmas_core.engine.resident import ResidentMemory
-from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone
-from latentmas_core.events import AgentFinished, AgentStarted, AgentThought, AnswerDelta, Event
+from latentmas_core.engine.turn import PhaseBegun, TextDelta, Thought, Turn, TurnDone
+from latentmas_core.events import (
+    AgentFinished,
+    AgentPhase,
+    AgentStarted,
+    AgentThought,
+    AnswerDelta,
+    Event,
+)
 from latentmas_core.lora.choice import ChosenAdapters
 from latentmas_core.pipelines.assignment import Assignment
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.runner import Said
 from latentmas_core.pipelines.turn_engine import TurnEngine
 from latentmas_core.request import Carry, Handoff, ReasonRequest, Trace
-from latentmas_core.result import AgentTrace, LensStep, LensToken
+from latentmas_core.result import AgentTrace, LensStep, LensToken, PhaseDurations
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,9 @@ class NodeTurn:
     async def _engine_events(self, memory: ResidentMemory | None) -> AsyncGenerator[Event, None]:
         async with aclosing(self._engine.run(self._turn(memory))) as turn_events:
             async for event in turn_events:
-                if isinstance(event, Thought):
+                if isinstance(event, PhaseBegun):
+                    yield AgentPhase(self._seat.node, event.phase)
+                elif isinstance(event, Thought):
                     yield self._thought(event)
                 elif isinstance(event, TextDelta):
                     if self._seat.is_speaker:
@@ -135,6 +144,7 @@ class NodeTurn:
             deadline=_moment_in(self._request.max_wait_s),
             ends_at=self._seat.ends_at,
             has_lens=self._request.trace is Trace.LENS,
+            tells_phases=True,
         )
 
     def _prompt_ids(self) -> tuple[int, ...]:
@@ -178,6 +188,7 @@ class NodeTurn:
             latency_ms=1000.0 * latency_s,
             text=outcome.text,
             logprobs=outcome.logprobs,
+            phases=PhaseDurations.of(outcome.phase_s),
             lens=tuple(self._lens),
         )
 

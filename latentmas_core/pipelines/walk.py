@@ -15,7 +15,15 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from latentmas_core.errors import DeadlineError, LatentMASError, LostError, MemoryLostError
-from latentmas_core.events import AgentFinished, AnswerDelta, Event, StageGivenUp, StageRetried
+from latentmas_core.events import (
+    AgentFinished,
+    AnswerDelta,
+    Event,
+    StageFinished,
+    StageGivenUp,
+    StageRetried,
+    StageStarted,
+)
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.plan import Plan, Stage
 from latentmas_core.pipelines.retries import AnswerSoFar, RetryPolicy
@@ -167,6 +175,8 @@ class Walk(Generic[MemoryRef]):
     async def _attempt(self, stage: Stage, inputs: StageInputs[MemoryRef]) -> None:
         log = self._logs[stage.name]
         log.begin()
+        agents = tuple(node.name for node in stage.nodes)
+        self.events.put_nowait(StageStarted(stage.name, stage.group, agents, log.attempts))
         if stage.is_speaking:
             self._answer.begin()
         try:
@@ -180,6 +190,7 @@ class Walk(Generic[MemoryRef]):
         known = self._done.get(stage.name)
         self._done[stage.name] = done
         log.note_done(done)
+        self.events.put_nowait(StageFinished(stage.name, log.trace()))
         if known is not None:
             await self._owned.release(known.memory)
 

@@ -1,17 +1,34 @@
 """A reasoner without agents: it says what a test told it to, and keeps what it was asked."""
 
+from latentmas_core.agents.config import default_agents
 from latentmas_core.errors import NotFoundError
 from latentmas_core.events import (
     AgentFinished,
+    AgentPhase,
     AgentStarted,
     AgentThought,
     AnswerDelta,
     AnswerDone,
+    StageFinished,
+    StageStarted,
 )
 from latentmas_core.lora.library import AdapterInfo
+from latentmas_core.phases import Phase
+from latentmas_core.pipelines.builtin import builtin_pipelines
 from latentmas_core.pipelines.executor import result_of
+from latentmas_core.pipelines.plan import plan
+from latentmas_core.pipelines.stage_worker import Roster
 from latentmas_core.request import Mode
-from latentmas_core.result import AgentTrace, LensStep, LensToken, Result, Transfer, Usage
+from latentmas_core.result import (
+    AgentTrace,
+    LensStep,
+    LensToken,
+    Result,
+    StageStatus,
+    StageTrace,
+    Transfer,
+    Usage,
+)
 
 ANSWER = "Zoë asks:\n\n你好 🦊 \u2028\u2029\x85\r data: x"
 LENS_STEP = LensStep(
@@ -28,6 +45,17 @@ TRACE = AgentTrace(
     started_at=1.0,
     latency_ms=1.0,
     text=ANSWER,
+)
+STAGE_TRACE = StageTrace(
+    name="refiner+judger",
+    group="deciders",
+    status=StageStatus.DONE,
+    replica="r1",
+    started_ms=0.5,
+    finished_ms=1.5,
+    bytes_in=4096,
+    bytes_out=0,
+    attempts=1,
 )
 RESULT = Result(
     id="reason-1",
@@ -49,15 +77,25 @@ INFO = AdapterInfo(
     pinned=False,
 )
 EVENTS = (
+    StageStarted("refiner+judger", "deciders", ("refiner", "judger"), 1),
     AgentStarted("judger", "refiner+judger"),
+    AgentPhase("judger", Phase.PREFILL),
     AgentThought("judger", 4),
     *(AnswerDelta(piece) for piece in (ANSWER[:4], ANSWER[4:])),
     AgentFinished("judger", TRACE),
+    StageFinished("refiner+judger", STAGE_TRACE),
     AnswerDone(RESULT),
 )
 
 
 OFFERED = ("hierarchical", "parallel", "chat")
+
+GROUP_OF = {
+    "planner": "thinkers",
+    "critic": "thinkers",
+    "refiner": "deciders",
+    "judger": "deciders",
+}
 
 
 class FakeDirectory:
@@ -91,12 +129,18 @@ class FakeDirectory:
 
 
 class FakeReasoner:
-    """Says ``EVENTS``; ``error`` is raised in front of the event number ``fails_at``."""
+    """Says ``EVENTS``; ``error`` is raised in front of the event number ``fails_at``.
+
+    ``failures`` maps questions to what is raised when they are answered.
+    """
 
     def __init__(self):
         self.error = None
         self.fails_at = 0
         self.missing = []
+        self.failures = {}
+        self.pipelines = {"hierarchical": builtin_pipelines()["hierarchical"]}
+        self.plans = {name: plan(spec, GROUP_OF) for name, spec in self.pipelines.items()}
         self.adapters = FakeDirectory()
         self.requests = []
         self.is_closed = False
@@ -111,6 +155,8 @@ class FakeReasoner:
 
     async def stream(self, request):
         self.requests.append(request)
+        if request.question in self.failures:
+            raise self.failures[request.question]
         try:
             for number, event in enumerate(EVENTS):
                 if self.error is not None and number == self.fails_at:
@@ -121,6 +167,16 @@ class FakeReasoner:
 
     async def reason(self, request):
         return await result_of(self.stream(request))
+
+    async def rosters(self):
+        agents = {agent.name: agent for agent in default_agents()}
+        agents["refiner"] = agents["refiner"].model_copy(
+            update={"adapter": "mine", "latent_steps": 9}
+        )
+        return {
+            group: Roster({name: agents[name] for name, one in GROUP_OF.items() if one == group}, 4)
+            for group in ("thinkers", "deciders")
+        }
 
     async def stats(self):
         if self.error is not None:

@@ -15,7 +15,7 @@ from latentmas_core.errors import (
     SegmentError,
 )
 from latentmas_core.events import AgentThought
-from tests.deployments.fake_reasoner import ANSWER, LENS_STEP, TRACE
+from tests.deployments.fake_reasoner import ANSWER, LENS_STEP, STAGE_TRACE, TRACE
 from tests.deployments.http_calls import ask, assert_error
 from tests.deployments.sse import parse_events
 
@@ -82,7 +82,7 @@ async def test_each_error_says_the_same_inside_a_stream(
     response = await ask(client, stream=True)
     assert response.status_code == 200
     *before, last = parse_events(response.text)
-    assert [message.name for message in before] == ["agent.started", "agent.thought"]
+    assert [message.name for message in before] == ["stage.started", "agent.started"]
     error = {"message": "got 7; the limit is 5.", "type": type_, "param": "question", "code": code}
     assert last == ("error", {"error": error})
 
@@ -117,14 +117,32 @@ async def test_every_kind_of_event_is_one_message_in_its_order(client):
     assert response.headers["content-type"].startswith("text/event-stream")
     messages = parse_events(response.text)
     assert [message.name for message in messages] == [
+        "stage.started",
         "agent.started",
+        "agent.phase",
         "agent.thought",
         "answer.delta",
         "answer.delta",
         "agent.finished",
+        "stage.finished",
         "answer.done",
     ]
-    started, thought, first, second, finished, done = (message.content for message in messages)
+    times = [message.content.pop("at_ms") for message in messages]
+    assert times == sorted(times)
+    stage, started, phase, thought, first, second, finished, stage_done, done = (
+        message.content for message in messages
+    )
+    assert stage == {
+        "stage": "refiner+judger",
+        "group": "deciders",
+        "agents": ["refiner", "judger"],
+        "attempt": 1,
+    }
+    assert phase == {"agent": "judger", "phase": "prefill"}
+    assert stage_done == {
+        "stage": "refiner+judger",
+        "trace": STAGE_TRACE.model_dump(mode="json"),
+    }
     assert started == {"agent": "judger", "stage": "refiner+judger"}
     assert thought == {"agent": "judger", "latent_steps": 4}
     assert first["text"] + second["text"] == ANSWER
@@ -206,6 +224,9 @@ async def test_docs_describe_the_call(client):
     schema = (await client.get("/openapi.json")).json()
     assert set(schema["paths"]) == {
         "/v1/reason",
+        "/v1/batch",
+        "/v1/pipelines",
+        "/v1/agents",
         "/v1/stats",
         "/v1/chat/completions",
         "/v1/models",
@@ -217,3 +238,16 @@ async def test_docs_describe_the_call(client):
         "/readyz",
     }
     assert (await client.get("/docs")).status_code == 200
+
+
+async def test_every_call_is_described_with_the_one_shape_of_errors(client):
+    schema = (await client.get("/openapi.json")).json()
+    one_shape = {"$ref": "#/components/schemas/ErrorBody"}
+    for path, calls in schema["paths"].items():
+        for method, call in calls.items():
+            for status in ("4XX", "5XX"):
+                content = call["responses"][status]["content"]
+                assert content["application/json"]["schema"] == one_shape, f"{method} {path}"
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
+    answer = schema["paths"]["/v1/reason"]["post"]["responses"]["200"]["content"]
+    assert set(answer) == {"application/json", "text/event-stream"}

@@ -16,6 +16,7 @@ from deployments.messages import (
 from latentmas_core import errors
 from latentmas_core.events import (
     AgentFinished,
+    AgentPhase,
     AgentStarted,
     AgentThought,
     AnswerDelta,
@@ -24,6 +25,7 @@ from latentmas_core.events import (
 )
 from latentmas_core.latent.memory import Memory
 from latentmas_core.lora.library import AdapterSource
+from latentmas_core.phases import Phase
 from latentmas_core.pipelines.plan import Stage, plan
 from latentmas_core.pipelines.runner import Said
 from latentmas_core.pipelines.spec import PipelineSpec
@@ -55,6 +57,7 @@ def test_error_without_a_param_stays_without():
     "event",
     [
         AgentStarted("planner", "planner+critic"),
+        AgentPhase("planner", Phase.THINKING),
         AgentThought("planner", 15),
         AgentThought("planner", 1, LENS_STEP),
         AgentFinished(

@@ -71,7 +71,8 @@ def test_answer_over_http_is_the_answer_in_process(service, expected, case):
 
 
 def without_time(agent):
-    return {key: value for key, value in agent.items() if key not in ("latency_ms", "started_at")}
+    timed = ("latency_ms", "started_at", "phases")
+    return {key: value for key, value in agent.items() if key not in timed}
 
 
 def test_whole_answer_equals_the_streamed_one(service, expected):
@@ -104,6 +105,48 @@ def assert_lens(served, local):
         assert [token["probability"] for token in step["tokens"]] == pytest.approx(
             [token.probability for token in ours.tokens], abs=1e-3
         )
+
+
+def test_timeline_of_a_stream_has_one_clock_and_every_phase(service):
+    messages = service.stream(question=QUESTION, **OPTIONS)
+    times = [message.content["at_ms"] for message in messages]
+    assert times == sorted(times)
+    result = messages[-1].content
+    for agent in result["agents"]:
+        spent = agent["phases"]
+        told = ["prefill", "thinking"] if agent["latent_steps"] else ["prefill", "speaking"]
+        assert phases_of(messages, agent["name"]) == told
+        assert all(spent[f"{phase}_ms"] > 0 for phase in told)
+        assert sum(spent.values()) <= agent["latency_ms"]
+    stages = [message.content for message in messages if message.name == "stage.finished"]
+    assert [stage["trace"] for stage in stages] == result["stages"]
+    assert stages[0]["trace"]["bytes_out"] == stages[1]["trace"]["bytes_in"] > 0
+    assert all(stage["trace"]["replica"] for stage in stages)
+
+
+def phases_of(messages, agent):
+    events = [m.content for m in messages if m.name == "agent.phase"]
+    return [event["phase"] for event in events if event["agent"] == agent]
+
+
+def test_catalogue_tells_what_the_service_offers(service, args):
+    pipelines = {entry["name"]: entry for entry in service.get("/v1/pipelines").json()["data"]}
+    assert set(pipelines) == {"hierarchical", "parallel", "sequential"}
+    assert [name for name, entry in pipelines.items() if entry["default"]] == ["hierarchical"]
+    hosted = {agent for group in args["groups"] for agent in group["agents"]}
+    agents = {entry["name"]: entry for entry in service.get("/v1/agents").json()["data"]}
+    assert set(agents) == hosted
+    assert agents["planner"]["latent_steps"] == args["latent_steps"]
+
+
+def test_batch_is_answered_as_each_request_alone(service, expected):
+    whole = {"question": QUESTION, **OPTIONS}
+    cases = [CASES["hierarchical-latent"], CASES["parallel-text"], CASES["sequential-single"]]
+    response = service.post("/v1/batch", requests=[whole | case for case in cases])
+    answers = [item["result"]["final_answer"] for item in response.json()["results"]]
+    names = ["hierarchical-latent", "parallel-text", "sequential-single"]
+    assert answers == [expected[name].final_answer for name in names]
+    service.wait_until_idle()
 
 
 def test_memory_crosses_between_the_groups_and_embeddings_are_far_smaller(service):

@@ -58,6 +58,8 @@ async def test_update_is_applied_in_place_and_drops_nothing(deployed, port, args
     assert {response.status_code for response in responses} == {200}
     assert {did(response) for response in responses} == {(3, 1500)}
     assert replicas_of("all") == processes
+    told = {agent["name"]: agent for agent in deployed.get("/v1/agents").json()["data"]}
+    assert (told["planner"]["latent_steps"], told["judger"]["max_tokens"]) == (7, 5)
     deployed.wait_until_idle()
 
 

@@ -14,11 +14,12 @@ import torch
 from latentmas_core.engine.lens import LensReading
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.stats import EngineStats
-from latentmas_core.engine.turn import TextDelta, Thought, Turn, TurnDone, TurnEvent
+from latentmas_core.engine.turn import PhaseBegun, TextDelta, Thought, Turn, TurnDone, TurnEvent
 from latentmas_core.errors import ContextLengthError, EngineError, NotFoundError
 from latentmas_core.latent.memory import Memory, MergeRule, merge
 from latentmas_core.latent.segment import Segment
 from latentmas_core.lora.cached_adapter import AdapterSpec
+from latentmas_core.phases import Phase
 
 FINGERPRINT = "fake-model"
 
@@ -67,6 +68,8 @@ class FakeEngine:
             self.has_begun[turn.agent].set()
             if turn.agent in self.before_turn:
                 await self.before_turn[turn.agent]()
+            if turn.tells_phases:
+                yield PhaseBegun(Phase.PREFILL)
             for thought in self._thoughts(turn):
                 yield thought
                 await asyncio.sleep(0)
@@ -169,6 +172,7 @@ class FakeEngine:
             text=text,
             finish_reason="length" if text else "thought",
             num_preemptions=0,
+            phase_s={Phase.PREFILL: 0.25},
         )
 
     def _kept(self, turn: Turn) -> ResidentMemory:

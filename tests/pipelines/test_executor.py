@@ -7,7 +7,14 @@ import pytest
 
 from latentmas_core.agents.config import AgentConfig
 from latentmas_core.errors import EngineError, SegmentError
-from latentmas_core.events import AgentFinished, AgentStarted, AnswerDelta, AnswerDone
+from latentmas_core.events import (
+    AgentFinished,
+    AgentStarted,
+    AnswerDelta,
+    AnswerDone,
+    StageFinished,
+    StageStarted,
+)
 from latentmas_core.latent.memory import MergeRule
 from latentmas_core.pipelines.builtin import builtin_pipelines
 from latentmas_core.pipelines.executor import Executor, result_of
@@ -108,6 +115,21 @@ async def test_events_end_with_the_result_and_deltas_make_the_answer(executor):
     started = [event.agent for event in events if isinstance(event, AgentStarted)]
     assert sorted(started[:3]) == ["coder", "math", "medical"]
     assert started[3] == "judger"
+
+
+async def test_events_tell_when_each_stage_starts_and_what_it_did(executor):
+    groups = {"planner": "a", "critic": "a", "refiner": "b", "judger": "b"}
+    events = [event async for event in events_of(executor, plan(HIERARCHICAL, groups))]
+    stages = [event for event in events if isinstance(event, StageStarted | StageFinished)]
+    traces = events[-1].result.stages
+    assert stages == [
+        StageStarted("planner+critic", "a", ("planner", "critic"), 1),
+        StageFinished("planner+critic", traces[0]),
+        StageStarted("refiner+judger", "b", ("refiner", "judger"), 1),
+        StageFinished("refiner+judger", traces[1]),
+    ]
+    assert events[0] == stages[0]
+    assert events[-2] == stages[-1]
 
 
 async def test_experts_run_at_the_same_time(executor, engine):

@@ -6,7 +6,14 @@ from contextlib import aclosing
 import pytest
 
 from latentmas_core.errors import DeadlineError, EngineError, LostError, MemoryLostError
-from latentmas_core.events import AnswerDelta, AnswerDone, StageGivenUp, StageRetried
+from latentmas_core.events import (
+    AnswerDelta,
+    AnswerDone,
+    StageFinished,
+    StageGivenUp,
+    StageRetried,
+    StageStarted,
+)
 from latentmas_core.pipelines.builtin import builtin_pipelines
 from latentmas_core.pipelines.executor import Executor, result_of
 from latentmas_core.pipelines.plan import plan
@@ -102,6 +109,10 @@ async def test_retries_are_told_as_they_happen(executor, losses):
     events = [event async for event in events_of(executor, HIERARCHICAL)]
     retried = [event for event in events if isinstance(event, StageRetried)]
     assert retried == [StageRetried("critic", 2, "first"), StageRetried("critic", 3, "second")]
+    started = [e.attempt for e in events if isinstance(e, StageStarted) and e.stage == "critic"]
+    assert started == [1, 2, 3]
+    (done,) = [e for e in events if isinstance(e, StageFinished) and e.stage == "critic"]
+    assert (done.trace.attempts, done.trace.failures) == (3, ("first", "second"))
 
 
 async def test_stage_that_is_lost_again_and_again_fails_with_the_last_reason(

@@ -5,7 +5,13 @@ from contextlib import aclosing
 import pytest
 
 from latentmas_core.errors import ContextLengthError, SegmentError
-from latentmas_core.events import AgentFinished, AgentStarted, AgentThought, AnswerDelta
+from latentmas_core.events import (
+    AgentFinished,
+    AgentPhase,
+    AgentStarted,
+    AgentThought,
+    AnswerDelta,
+)
 from latentmas_core.pipelines.builtin import builtin_pipelines
 from latentmas_core.pipelines.plan import plan
 from latentmas_core.pipelines.runner import Said, StageDone
@@ -43,9 +49,11 @@ async def test_events_tell_who_started_thought_and_finished(worker):
     kinds = [(type(item), item.agent) for item in items if hasattr(item, "agent")]
     assert kinds == [
         (AgentStarted, "planner"),
+        (AgentPhase, "planner"),
         (AgentThought, "planner"),
         (AgentFinished, "planner"),
         (AgentStarted, "judger"),
+        (AgentPhase, "judger"),
         (AgentFinished, "judger"),
     ]
     said = "".join(item.text for item in items if isinstance(item, AnswerDelta))
@@ -64,6 +72,7 @@ async def test_traces_say_what_each_agent_really_did(worker, engine):
     assert (judger.latent_steps, judger.completion_tokens) == (0, len(judger.text))
     assert planner.prompt_tokens == len(engine.turn_of("planner").prompt_ids)
     assert planner.latency_ms > 0
+    assert (planner.phases.queued_ms, planner.phases.prefill_ms) == (0.0, 250.0)
 
 
 async def test_memory_of_a_stage_that_does_not_speak_is_the_receivers(worker, engine):
