@@ -34,6 +34,13 @@ from deployments.messages import (
     StageMessage,
 )
 from deployments.stage_log import logged_stage
+from deployments.metrics import (
+    EngineMetrics,
+    NullRecorder,
+    RayRecorder,
+    Recorder,
+    report_regularly,
+)
 from deployments.transport import WireSegments, fetch, is_alive, this_place, to_wire
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
@@ -55,7 +62,13 @@ logger = logging.getLogger(__name__)
 class AgentGroupServer:
     """What a replica does, without Serve around it; the engine is handed in."""
 
-    def __init__(self, engine: Engine, setup: GroupSetup, place: Place = NOWHERE) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        setup: GroupSetup,
+        place: Place = NOWHERE,
+        recorder: Recorder | None = None,
+    ) -> None:
         self._engine = engine
         self._setup = setup
         self._place = place
@@ -63,6 +76,7 @@ class AgentGroupServer:
         self._num_failed_health_checks = 0
         self.adapters = AdapterHost(engine, setup.adapters, resident=setup.resident_adapters)
         self._worker = StageWorker(engine, setup.roster)
+        self._metrics = EngineMetrics(recorder or NullRecorder())
 
     async def start(self, user_config: Mapping[str, Any] | None = None) -> None:
         """Load the adapters of the config; the first error ends the start."""
@@ -120,6 +134,10 @@ class AgentGroupServer:
             "config_error": self._config_error,
             "num_failed_health_checks_total": self._num_failed_health_checks,
         }
+
+    async def report_metrics(self) -> None:
+        """Record what the engine holds and has done since the last report."""
+        self._metrics.report(await self._engine.stats())
 
     async def scaling_stats(self) -> dict[str, float]:
         """What ``cluster.autoscaling`` needs to know.
@@ -218,7 +236,8 @@ class AgentGroup:
     async def __init__(self, setup: GroupSetup) -> None:  # type: ignore[misc]  # Serve awaits it
         log_through_serve()
         engine = await asyncio.to_thread(Engine, setup.engine)
-        self._server = AgentGroupServer(engine, setup, this_place())
+        self._server = AgentGroupServer(engine, setup, this_place(), RayRecorder())
+        self._reporting = asyncio.create_task(report_regularly(self._server.report_metrics))
         self._callers = CallerWatch(is_alive)
         self._has_started = False
 
@@ -272,4 +291,5 @@ class AgentGroup:
         await self._server.check_health()
 
     async def __del__(self) -> None:
+        self._reporting.cancel()
         self._server.close()

@@ -26,6 +26,7 @@ from deployments.api.streaming import AS_EVENTS, HEADERS, MEDIA_TYPE, server_sen
 from deployments.args import AppArgs
 from deployments.budget import TransferBudget
 from deployments.logs import log_through_serve
+from deployments.metrics import RayRecorder
 from deployments.reasoner import Reasoner
 from deployments.transport import GroupHandle, object_store_bytes, rename_request
 from latentmas_core.request import ReasonRequest
@@ -103,7 +104,7 @@ class Ingress:
         )
         admin = AdapterAdmin(args.adapters, args.engine.model_name)
         max_bytes = args.max_transfer_bytes or max(1, object_store_bytes() // 2)
-        reasoner = Reasoner(args, handles, TransferBudget(max_bytes))
+        reasoner = Reasoner(args, handles, TransferBudget(max_bytes), RayRecorder())
         self._app = build_http_app(reasoner, admin, ChatModels.of(args), access)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -21,6 +21,7 @@ from deployments.args import AppArgs
 from deployments.budget import RunAccount, TransferBudget
 from deployments.logs import begin_run, note
 from deployments.messages import LoadedAdapter
+from deployments.metrics import NullRecorder, Recorder, RunMetrics
 from deployments.runner import ServeAgentRunner
 from deployments.transport import GroupHandle, ask_all_replicas
 from latentmas_core.errors import DeadlineError, LatentMASError, NotFoundError
@@ -41,10 +42,15 @@ class Reasoner:
     """Plans every offered pipeline once and runs requests over the groups' handles."""
 
     def __init__(
-        self, args: AppArgs, handles: Mapping[str, GroupHandle], budget: TransferBudget
+        self,
+        args: AppArgs,
+        handles: Mapping[str, GroupHandle],
+        budget: TransferBudget,
+        recorder: Recorder | None = None,
     ) -> None:
         self._handles = handles
         self._budget = budget
+        self._metrics = RunMetrics(recorder or NullRecorder(), lambda: budget.num_bytes)
         self._retries = RetryPolicy(args.max_stage_attempts)
         self._max_timeout_s = args.request_timeout_s
         self._agents = args.known_agents
@@ -74,9 +80,11 @@ class Reasoner:
     async def _run(
         self, request: ReasonRequest, *, is_streamed: bool
     ) -> AsyncGenerator[Event, None]:
+        self.plan_of(request)  # no metrics of pipelines that do not exist
         timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
         ends_at = time.monotonic() + timeout_s
         async with AsyncExitStack() as stack:
+            metrics = stack.enter_context(self._metrics.run(request))
             async with _within(timeout_s):
                 chosen, adapters = await self._prepare(request)
                 account = await stack.enter_async_context(self._account_for(chosen, request))
@@ -95,6 +103,7 @@ class Reasoner:
                 async for event in events:
                     if isinstance(event, AnswerDone):
                         note(**event.result.usage.model_dump())
+                    metrics.note(event)
                     yield event
 
     def _account_for(

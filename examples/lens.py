@@ -1,6 +1,6 @@
 """Watch agents think: what each latent step of each agent is close to.
 
-    python examples/lens.py
+python examples/lens.py
 """
 
 from latentmas_core import LatentMASSystem

@@ -43,7 +43,7 @@ class AgentPhase:
 
 @dataclass(frozen=True)
 class AgentThought:
-    """An agent finished its latent steps or, with the lens, so many of them; ``lens`` is the last."""
+    """An agent finished its latent steps or, with the lens, so many; ``lens`` is the last."""
 
     agent: str
     latent_steps: int

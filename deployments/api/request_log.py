@@ -12,7 +12,7 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api.errors import INTERNAL, error_response
+from deployments.api.errors import INTERNAL, INTERNAL_MESSAGE, error_response
 from deployments.logs import begin_request, log_event
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class RequestLog:
             if answer.status is not None:
                 answer.is_cut = True
                 raise  # the server closes the connection, and the client sees that it is cut
-            response = error_response(INTERNAL, "internal error; see the log of the service.")
+            response = error_response(INTERNAL, INTERNAL_MESSAGE)
             await response(scope, receive, answer.send)
         finally:
             _log(scope, answer, notes, request_id, time.perf_counter() - started_at)

@@ -1,8 +1,8 @@
 """What a latent thought is close to: the logit lens over the hidden states of latent steps.
 
 p = softmax(W h), with h the hidden state after the final norm and W the model's own lm_head: what
-the agent would have said at that point, had it spoken instead of thought (logit lens, nostalgebraist
-2020). Adapters are in h; temperature and top-p are not in p.
+the agent would have said at that point, had it spoken instead of thought (logit lens,
+nostalgebraist 2020). Adapters are in h; temperature and top-p are not in p.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,8 @@
 """The only forward pass: rows of many sequences, thinking and speaking, in one flat batch.
 
 A row is always an embedding: of a prompt token, of a sampled token, or of a latent thought. Logits
-are computed only for rows that are sampled, and for thoughts that are looked at. Knows no scheduling; it is told what to compute.
+are computed only for rows that are sampled, and for thoughts that are looked at. Knows no
+scheduling; it is told what to compute.
 """
 
 from collections.abc import Sequence

@@ -122,12 +122,14 @@ class NodeTurn:
         return AgentThought(self._seat.node, event.num_latent_steps, step)
 
     def _lens_step(self, index: int, reading: LensReading) -> LensStep:
-        decode = self._engine.tokenizer.decode
+        decode = self._engine.tokenizer.backend_tokenizer.decode
         tokens = (
-            LensToken(id=token_id, text=decode([token_id]), probability=probability)
-            for token_id, probability in zip(
-                reading.token_ids, reading.probabilities, strict=True
+            LensToken(
+                id=token_id,
+                text=decode([token_id], skip_special_tokens=False),
+                probability=probability,
             )
+            for token_id, probability in zip(reading.token_ids, reading.probabilities, strict=True)
         )
         return LensStep(index=index, norm=reading.norm, tokens=tuple(tokens))
 

@@ -31,9 +31,7 @@ from latentmas_core.result import (
 )
 
 ANSWER = "Zoë asks:\n\n你好 🦊 \u2028\u2029\x85\r data: x"
-LENS_STEP = LensStep(
-    index=0, norm=4.5, tokens=(LensToken(id=7, text=" 首", probability=0.5),)
-)
+LENS_STEP = LensStep(index=0, norm=4.5, tokens=(LensToken(id=7, text=" 首", probability=0.5),))
 TRACE = AgentTrace(
     name="judger",
     role="final decision",

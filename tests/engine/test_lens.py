@@ -117,7 +117,9 @@ async def test_realignment_changes_what_the_second_thought_is_close_to(tiny_qwen
 async def test_lens_sees_each_turn_through_its_own_adapter(
     open_engine: OpenEngine, tiny_qwen2: Path, tmp_path: Path
 ) -> None:
-    folders = {str(seed): make_adapter(tmp_path / str(seed), tiny_qwen2, seed=seed) for seed in (1, 2)}
+    folders = {
+        str(seed): make_adapter(tmp_path / str(seed), tiny_qwen2, seed=seed) for seed in (1, 2)
+    }
     engine = open_engine(tiny_qwen2)
     for name, folder in folders.items():
         await engine.load_adapter(name, folder)
@@ -137,18 +139,17 @@ async def test_lens_sees_each_turn_through_its_own_adapter(
 async def test_a_step_is_told_once_although_its_row_is_computed_again(
     open_engine: OpenEngine, tiny_llama: Path
 ) -> None:
-    num_steps, num_turns = 12, 3
-    num_slots = len(PROMPTS[0]) + num_steps
+    prompt, num_steps, num_turns = "Hi.", 12, 2
+    num_blocks_each = -(-(len(prompt) + num_steps) // BLOCK_SIZE)
     engine = open_engine(
-        tiny_llama,
-        num_blocks=2 * num_slots // BLOCK_SIZE,
-        max_num_batched_tokens=30,
-        has_prefix_cache=False,
+        tiny_llama, num_blocks=num_turns * num_blocks_each + 2, has_prefix_cache=False
     )
-    turn = create_turn(PROMPTS[0], latent_steps=num_steps, has_lens=True)
-    seen = await watch_all(engine, [turn] * num_turns)
+    # The older one grows until the youngest has to give way, in the midst of its thoughts.
+    speaker = create_turn("Go.", max_tokens=7 * BLOCK_SIZE)
+    turn = create_turn(prompt, latent_steps=num_steps, has_lens=True)
+    _, *seen = await watch_all(engine, [speaker, *[turn] * num_turns])
     assert sum(one.done.num_preemptions for one in seen) > 0
-    (expected,) = plain_lens(load_plain(tiny_llama).model, PROMPTS[:1], latent_steps=num_steps)
+    (expected,) = plain_lens(load_plain(tiny_llama).model, [prompt], latent_steps=num_steps)
     for one in seen:
         assert [t.num_latent_steps for t in one.thoughts] == [*range(1, num_steps + 1)]
         for reading, (norm, _) in zip(one.readings, expected, strict=True):

@@ -96,9 +96,7 @@ async def test_preempted_turn_begins_no_phase_again(
     open_engine: OpenEngine, tiny_llama: Path
 ) -> None:
     num_slots = len(PROMPT) + 24
-    engine = open_engine(
-        tiny_llama, num_blocks=2 * num_slots // BLOCK_SIZE, has_prefix_cache=False
-    )
+    engine = open_engine(tiny_llama, num_blocks=2 * num_slots // BLOCK_SIZE, has_prefix_cache=False)
     turn = create_turn(latent_steps=4, max_tokens=20, tells_phases=True)
     with paused(engine):
         tasks = await start_all(*(events_of(engine, turn) for _ in range(3)))
