@@ -83,7 +83,9 @@ async def test_each_metric_moves(service):
     async with service.client() as client:
         client.timeout = TIMEOUT_S
         crowd = [
-            asyncio.create_task(client.post("/v1/reason", json=LONG | {"adapters": {"judger": one}}))
+            asyncio.create_task(
+                client.post("/v1/reason", json=LONG | {"adapters": {"judger": one}})
+            )
             for one in ("first", "second") * (NUM_CROWD // 2)
         ]
         # Its replica dies in the midst of an answer.
