@@ -33,7 +33,6 @@ from deployments.messages import (
     StageMade,
     StageMessage,
 )
-from deployments.stage_log import logged_stage
 from deployments.metrics import (
     EngineMetrics,
     NullRecorder,
@@ -41,6 +40,7 @@ from deployments.metrics import (
     Recorder,
     report_regularly,
 )
+from deployments.stage_log import logged_stage
 from deployments.transport import WireSegments, fetch, is_alive, this_place, to_wire
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
