@@ -187,7 +187,7 @@ async def test_stream_ends_with_usage_where_it_is_asked_for(client):
     assert all(chunk["usage"] is None for chunk in others)
 
 
-@pytest.mark.parametrize("fails_at", [0, 1])
+@pytest.mark.parametrize("fails_at", [0, 1, 2])
 async def test_error_before_anything_came_has_its_status_in_a_stream_too(
     client, reasoner, fails_at
 ):

@@ -4,8 +4,8 @@ from typing import Any, Protocol
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel
 
+from deployments.api.errors import ErrorBody
 from deployments.api.openai.completions import completion_of
 from deployments.api.openai.models import ChatModels, LoadedAdapters
 from deployments.api.openai.schema import ChatBody, ChatCompletion, Model, ModelList
@@ -14,19 +14,6 @@ from deployments.api.openai.to_request import in_chat_fields, read_body
 from deployments.api.streaming import HEADERS, MEDIA_TYPE
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
-
-
-class ErrorContent(BaseModel):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorBody(BaseModel):
-    """The one shape of errors."""
-
-    error: ErrorContent
 
 
 class ChatReasoner(Protocol):

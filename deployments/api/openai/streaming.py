@@ -16,7 +16,7 @@ from deployments.api.openai.completions import (
 from deployments.api.openai.to_request import Asked, in_chat_fields
 from deployments.api.streaming import data_message, stream_error
 from latentmas_core.agents.tool_calls import HeldBack
-from latentmas_core.events import AgentStarted, AnswerDelta, AnswerDone, Event
+from latentmas_core.events import AgentStarted, AnswerDelta, AnswerDone, Event, StageStarted
 from latentmas_core.logprobs import AnswerToken
 from latentmas_core.result import Result
 
@@ -30,7 +30,7 @@ async def begun(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, No
     with in_chat_fields():
         async for event in events:
             seen.append(event)
-            if not isinstance(event, AgentStarted):
+            if not isinstance(event, StageStarted | AgentStarted):
                 break
     return _from(seen, events)
 
