@@ -131,7 +131,7 @@ def phases_of(messages, agent):
 
 def test_catalogue_tells_what_the_service_offers(service, args):
     pipelines = {entry["name"]: entry for entry in service.get("/v1/pipelines").json()["data"]}
-    assert set(pipelines) == {"hierarchical", "parallel", "sequential"}
+    assert set(pipelines) == {"hierarchical", "parallel", "sequential", "chat"}
     assert [name for name, entry in pipelines.items() if entry["default"]] == ["hierarchical"]
     hosted = {agent for group in args["groups"] for agent in group["agents"]}
     agents = {entry["name"]: entry for entry in service.get("/v1/agents").json()["data"]}
