@@ -135,7 +135,7 @@ def test_catalogue_tells_what_the_service_offers(service, args):
     assert [name for name, entry in pipelines.items() if entry["default"]] == ["hierarchical"]
     hosted = {agent for group in args["groups"] for agent in group["agents"]}
     agents = {entry["name"]: entry for entry in service.get("/v1/agents").json()["data"]}
-    assert set(agents) == hosted
+    assert set(agents) == hosted | {"assistant"}
     assert agents["planner"]["latent_steps"] == args["latent_steps"]
 
 
