@@ -199,6 +199,7 @@ class Sequence:
     def begin_slice(self) -> None:
         """It starts, or goes on after it was suspended."""
         self.is_suspended = False
+        self.was_given_all_room = False
         self.num_blocked_steps = 0
         self._num_known_before = self.num_known
 
