@@ -13,7 +13,7 @@ from benchmarks.serving.cluster import REQUEST_TIMEOUT_S
 from benchmarks.serving.load_measures import LoadBench
 from deployments.app import build_app
 
-NUM_TOKENS = 1_500  # nobody waits for them
+NUM_TOKENS = 1_000  # nobody waits for them
 POLL_S = 0.01
 MAX_CANCEL_S = 1.0
 MAX_WAIT_S = 60.0
@@ -62,11 +62,13 @@ def _seconds_until_idle(
     (question,) = questions(1, round_index=round_index)
     fields = bench.fields(question, NUM_TOKENS) | {"stream": True}
     with http.stream("POST", "/v1/reason", json=fields) as response:
+        last = ""
         for line in response.iter_lines():
             if line == f"event: {event}":
                 break
+            last = line or last
         else:
-            raise RuntimeError(f"the stream ended before {event}")
+            raise RuntimeError(f"the stream ended before {event}, with {last}")
     return _seconds_of_work_left(http)
 
 

@@ -82,24 +82,28 @@ async def test_each_metric_moves(service):
     )
     async with service.client() as client:
         client.timeout = TIMEOUT_S
-        crowd = [
-            asyncio.create_task(
-                client.post("/v1/reason", json=LONG | {"adapters": {"judger": one}})
-            )
-            for one in ("first", "second") * (NUM_CROWD // 2)
-        ]
+        crowd = ask_many(client)
         # Its replica dies in the midst of an answer.
         lost = asyncio.create_task(lose_replica(service, client))
         deadline = time.monotonic() + TIMEOUT_S
         while scraper.still() and time.monotonic() < deadline:
             await asyncio.to_thread(scraper.scrape)
             await asyncio.sleep(POLL_S)
+            if all(asked.done() for asked in crowd):  # gauges are looked at now and then only
+                crowd += ask_many(client)
         responses = await asyncio.gather(*crowd)
         await lost
     assert {response.status_code for response in responses} == {200}
     assert scraper.still() == []
     assert 'status="done"' in scraper.text
     assert SHORT["question"] not in scraper.text
+
+
+def ask_many(client):
+    return [
+        asyncio.create_task(client.post("/v1/reason", json=LONG | {"adapters": {"judger": one}}))
+        for one in ("first", "second") * (NUM_CROWD // 2)
+    ]
 
 
 async def lose_replica(service, client):
