@@ -75,7 +75,8 @@ def _seconds_until_idle(
 def _seconds_of_work_left(http: httpx.Client) -> float:
     """Until the first of several looks between which no row is computed and none waits."""
     left_at = time.perf_counter()
-    idle_since, looks = left_at, [_look_at(http)]
+    looks = [_look_at(http)]
+    idle_since = time.perf_counter()  # a look tells nothing of the time before its answer
     while len(looks) < NUM_LOOKS or any(looks[0] != look or look.num_busy for look in looks):
         now = time.perf_counter()
         if now - left_at > MAX_WAIT_S:
