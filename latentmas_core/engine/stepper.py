@@ -6,12 +6,12 @@ held, whatever way it ends. Knows no threads and no event loops.
 
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 from latentmas_core.config import EngineConfig
 from latentmas_core.engine.adapter_room import AdapterRoom
 from latentmas_core.engine.block_manager import BlockManager
+from latentmas_core.engine.deadlines import Deadlines
 from latentmas_core.engine.inbox import Post
 from latentmas_core.engine.kv_pool import Pool
 from latentmas_core.engine.limits import TurnLimits
@@ -27,7 +27,6 @@ from latentmas_core.engine.token_text import RowLogprobs, TokenTexts
 from latentmas_core.engine.turn import PhaseBegun, TextDelta, Thought, TurnDone, TurnEvent
 from latentmas_core.errors import (
     AdapterError,
-    DeadlineError,
     EngineError,
     LatentMASError,
     LostError,
@@ -42,8 +41,6 @@ from latentmas_core.lora.packed import PackedAdapter
 from latentmas_core.phases import Phase
 
 logger = logging.getLogger(__name__)
-
-NUM_TIMED_STEPS = 64  # the quickest of them is what a step takes at least
 
 
 class Stepper:
@@ -102,7 +99,7 @@ class Stepper:
         self._post = post
         self._token_texts = TokenTexts(loaded.tokenizer.backend_tokenizer)
         self._counters = Counters()
-        self._step_seconds: deque[float] = deque(maxlen=NUM_TIMED_STEPS)
+        self._deadlines = Deadlines(max_rows=config.max_num_batched_tokens)
         self._sequences: dict[int, Sequence] = {}
         self._is_closed = False
         self.num_failures_in_a_row = 0
@@ -113,8 +110,8 @@ class Stepper:
 
     def step(self) -> bool:
         """Compute one step; False if nothing could be scheduled."""
-        self._end_overdue()
-        self._refuse_late()
+        for missed in self._deadlines.missed(self._sequences.values(), self.scheduler.waiting):
+            self.fail([missed.sequence], missed.error)
         scheduled = self.scheduler.schedule()
         if not scheduled:
             return self._fail_stuck()
@@ -131,7 +128,7 @@ class Stepper:
             self.fail([rows.sequence for rows in scheduled], cause)
             return True
         self.num_failures_in_a_row = 0
-        self._step_seconds.append(time.monotonic() - started_at)
+        self._deadlines.note_step(time.monotonic() - started_at)
         if overflown:
             self._fail_overflown(overflown)
             scheduled = [rows for rows in scheduled if rows.sequence not in overflown]
@@ -145,9 +142,7 @@ class Stepper:
     @property
     def earliest_end(self) -> float | None:
         """When the first of those under way ends by its deadline; of ``time.monotonic``."""
-        ends = [sequence.turn.ends_at for sequence in self._sequences.values()]
-        ends += [sequence.turn.deadline for sequence in self._waiting_for_first_row()]
-        return min(filter(None, ends), default=None)
+        return self._deadlines.earliest(self._sequences.values(), self.scheduler.waiting)
 
     def add(self, sequence: Sequence) -> None:
         try:
@@ -215,47 +210,6 @@ class Stepper:
                 return True
         self.fail([stuck], self._room.error_of_stuck(stuck))
         return True
-
-    def _refuse_late(self) -> None:
-        """Fail what waits and cannot meet its deadline any more, even if it started now."""
-        waiting = self._waiting_for_first_row()
-        if not waiting:
-            return
-        now = time.monotonic()
-        step_s = min(self._step_seconds, default=0.0)
-        for sequence in waiting:
-            num_steps = -(-sequence.num_uncomputed // self.scheduler.max_num_batched_tokens)
-            missing_s = now + num_steps * step_s - (sequence.turn.deadline or now)
-            if missing_s > 0:
-                error = EngineError(
-                    f"agent {sequence.turn.agent!r} waits, and would miss its deadline by "
-                    f"{missing_s:.2f} s if it started now. Retry later, or allow more time."
-                )
-                self.fail([sequence], error)
-
-    def _waiting_for_first_row(self) -> list[Sequence]:
-        """Those that wait and have a deadline for it."""
-        return [
-            sequence
-            for sequence in self.scheduler.waiting
-            if sequence.turn.deadline is not None and not sequence.has_begun
-        ]
-
-    def _end_overdue(self) -> None:
-        """Fail what is not done by the time that it was given."""
-        now = time.monotonic()
-        overdue = [
-            sequence
-            for sequence in self._sequences.values()
-            if sequence.turn.ends_at is not None and sequence.turn.ends_at <= now
-        ]
-        for sequence in overdue:
-            error = DeadlineError(
-                f"agent {sequence.turn.agent!r} was not done in the time that the request allows "
-                "(timeout_s). Allow more time, fewer latent steps or fewer tokens.",
-                param="timeout_s",
-            )
-            self.fail([sequence], error)
 
     def _mend_tables(self, moves: Mapping[int, int]) -> None:
         """Blocks have moved: all tables that name them."""

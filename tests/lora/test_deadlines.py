@@ -1,4 +1,5 @@
-"""Time that runs out while nothing can be computed: the engine does not sleep through it."""
+"""Time that runs out: while nothing can be computed the engine does not sleep through it, and who
+waits too long is refused."""
 
 import asyncio
 import time
@@ -15,7 +16,7 @@ from latentmas_core.system import LatentMASSystem
 from tests.engine.engines import OpenEngine
 from tests.engine.turns import create_turn
 from tests.lora.adapters import mix_of
-from tests.lora.stage import HeldLoader
+from tests.lora.stage import HeldLoader, Stage
 
 PATIENCE_S = 30.0
 
@@ -58,3 +59,41 @@ def test_agent_that_waits_longer_than_max_wait_s_is_refused(
         options = {"adapters": {"judger": "stuck"}, "max_tokens": 1, "latent_steps": 1}
         with pytest.raises(EngineError, match="agent 'judger' waits, and would miss its deadline"):
             system.run("What is 2 + 2?", max_wait_s=0.3, **options)
+
+
+def test_turn_that_waits_past_its_deadline_is_refused_and_leaves_nothing(
+    tiny_llama: Path,
+) -> None:
+    stage = Stage(tiny_llama, max_loaded=1)
+    for name in "ab":
+        stage.load(name)
+    running = stage.submit("a", max_tokens=30)
+    stage.step()
+    stage.loader.end_all()
+    stage.step()
+    late = stage.submit("b", max_tokens=1, deadline=time.monotonic() + 0.01)
+    patient = stage.submit("b", max_tokens=1, deadline=time.monotonic() + 60)
+    time.sleep(0.02)
+    stage.step()
+    assert isinstance(late.error, EngineError)
+    assert "deadline" in late.error.message
+    stage.run(running, patient)
+    assert patient.done is not None
+    stage.assert_empty()
+
+
+def test_deadline_that_was_met_is_no_reason_to_refuse_a_turn_that_had_to_give_way(
+    tiny_llama: Path,
+) -> None:
+    stage = Stage(tiny_llama, num_blocks=12)
+    older = stage.submit(max_tokens=40, num_tokens=4)
+    younger = stage.submit(
+        max_tokens=40, num_tokens=4, first_token=90, deadline=time.monotonic() + 0.5
+    )
+    while not younger.sequence.num_preemptions:
+        assert not younger.has_ended, younger.events[-1]
+        stage.step()
+    assert younger.sequence.output_ids, "it spoke in time"
+    time.sleep(0.5)
+    stage.run(older, younger)
+    assert younger.done is not None, younger.error

@@ -1,12 +1,11 @@
 """Who waits for an adapter and for how long, step by step: no model, loads end when told."""
 
-import time
 from pathlib import Path
 
 import pytest
 
 from latentmas_core.engine.scheduler import SLICE_ROWS
-from latentmas_core.errors import AdapterError, EngineError
+from latentmas_core.errors import AdapterError
 from tests.lora.stage import Stage, Ticket
 
 
@@ -365,43 +364,3 @@ def test_growing_turn_waits_for_the_room_of_a_load_that_nobody_waits_for(
     stage.run(growing)
     assert growing.done is not None
     stage.assert_empty()
-
-
-# --- deadlines ------------------------------------------------------------------------------------
-
-
-def test_turn_that_waits_past_its_deadline_is_refused_and_leaves_nothing(
-    tiny_llama: Path,
-) -> None:
-    stage = Stage(tiny_llama, max_loaded=1)
-    load_all(stage, "ab")
-    running = stage.submit("a", max_tokens=30)
-    stage.step()
-    stage.loader.end_all()
-    stage.step()
-    late = stage.submit("b", max_tokens=1, deadline=time.monotonic() + 0.01)
-    patient = stage.submit("b", max_tokens=1, deadline=time.monotonic() + 60)
-    time.sleep(0.02)
-    stage.step()
-    assert isinstance(late.error, EngineError)
-    assert "deadline" in late.error.message
-    stage.run(running, patient)
-    assert patient.done is not None
-    stage.assert_empty()
-
-
-def test_deadline_that_was_met_is_no_reason_to_refuse_a_turn_that_had_to_give_way(
-    tiny_llama: Path,
-) -> None:
-    stage = Stage(tiny_llama, num_blocks=12)
-    older = stage.submit(max_tokens=40, num_tokens=4)
-    younger = stage.submit(
-        max_tokens=40, num_tokens=4, first_token=90, deadline=time.monotonic() + 0.5
-    )
-    while not younger.sequence.num_preemptions:
-        assert not younger.has_ended, younger.events[-1]
-        stage.step()
-    assert younger.sequence.output_ids, "it spoke in time"
-    time.sleep(0.5)
-    stage.run(older, younger)
-    assert younger.done is not None, younger.error
