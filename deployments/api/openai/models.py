@@ -56,13 +56,13 @@ class ChatModels:
             return Target(pipeline, is_plain=pipeline == CHAT)
         if name in self._bases:
             return Target(CHAT, is_plain=True)
-        if _ADAPTER_NAME.fullmatch(name):
-            try:
-                await adapters.require([name])
-                return Target(CHAT, adapter=name, is_plain=True)
-            except NotFoundError:
-                pass
-        raise self._unknown(name)
+        if not _ADAPTER_NAME.fullmatch(name):
+            raise self._unknown(name)
+        try:
+            await adapters.require([name])
+        except NotFoundError:
+            raise self._unknown(name) from None
+        return Target(CHAT, adapter=name, is_plain=True)
 
     async def listing(self, adapters: LoadedAdapters) -> list[Model]:
         """Pipelines, the base, then the adapters."""
