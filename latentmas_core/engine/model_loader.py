@@ -196,9 +196,7 @@ def load_model(
             model = _read_weights(source, options)
     refuse_unsupported_modules(model_name, model)
     if further_devices:
-        # Accelerate's hooks move the inputs of every module, in every step.
-        remove_hook_from_module(model, recurse=True)
-        bring_inputs(model.model.layers, shards)
+        _let_us_move_inputs(model, shards)
     if kind in BITSANDBYTES_KINDS:
         multiply_exactly(model, dtype)
     elif kind is None and not further_devices:
@@ -214,6 +212,12 @@ def load_model(
         fingerprint=_fingerprint(model),
         eos_token_ids=_eos_token_ids(model, tokenizer),
     )
+
+
+def _let_us_move_inputs(model: Any, shards: Sequence[Shard]) -> None:
+    # Accelerate's hooks would do it for every module, in every step.
+    remove_hook_from_module(model, recurse=True)
+    bring_inputs(model.model.layers, shards)
 
 
 def _locate(model_name: str) -> str:

@@ -122,11 +122,14 @@ async def test_every_request_is_answered_while_replicas_and_a_node_are_killed(
     def kill(group):
         """One that answers, first those on the node that stays; its successor may still start."""
         found = []
-        deployed.wait_until(
-            lambda: found.extend(replicas_of(group)) or found, timeout_s=START_S, says=serve.status
-        )
-        found.sort(key=lambda process: process.node_id in node_of_b)
-        kill_9(found[0].pid)
+
+        def answers():
+            found[:] = replicas_of(group)
+            return bool(found)
+
+        deployed.wait_until(answers, timeout_s=START_S, says=serve.status)
+        first = min(found, key=lambda process: process.node_id in node_of_b)
+        kill_9(first.pid)
 
     async def break_something(num_answered):
         if num_answered in (8, 20):
