@@ -19,6 +19,7 @@ from benchmarks.lora_measures import (
     measure_idle,
     measure_load,
     measure_mixed,
+    measure_scattered,
     measure_trace,
 )
 from benchmarks.machine import describe_machine
@@ -39,6 +40,7 @@ MEASUREMENTS: Mapping[str, Callable[[LoRABench], list[Measurement]]] = MappingPr
     {
         "idle": measure_idle,
         "mixed": measure_mixed,
+        "scattered": measure_scattered,
         "trace": measure_trace,
         "churn": measure_churn,
         "load": measure_load,

@@ -1,5 +1,6 @@
 """What is measured of many adapters: each against its peer, in one run, with its bar."""
 
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,8 +8,8 @@ from pathlib import Path
 
 from benchmarks.adapters import ATTENTION, MLP
 from benchmarks.bench import agreement
-from benchmarks.lora_side import TraceRun
-from benchmarks.lora_trace import Trace
+from benchmarks.lora_side import MAX_ON_HOST, TraceRun
+from benchmarks.lora_trace import SEED, Trace
 from benchmarks.measure import Bar, Comparison, Figures, Measurement, interleave
 from benchmarks.protocol import Run, SideSettings
 from benchmarks.workers import Worker
@@ -17,6 +18,7 @@ OURS = "benchmarks.lora_side:LoRASide"
 PEFT = "benchmarks.peft_side:PeftSide"
 MIXED_RANKS = (8, 16, 32, 64)
 SMALL_RANKS = (8,)
+IN_PLACE = "benchmarks.lora_side:InPlaceSide"
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,13 @@ class LoRABench:
     writer: Worker
     folder: Path
 
-    def open_ours(self, max_loaded: int) -> Worker:
+    def open_ours(self, max_loaded: int, max_on_host: int = MAX_ON_HOST) -> Worker:
         threads = self.settings.num_threads
-        return Worker(OURS, self.settings, max_loaded, num_threads=threads)
+        return Worker(OURS, self.settings, max_loaded, max_on_host, num_threads=threads)
+
+    def open_in_place(self, max_loaded: int) -> Worker:
+        threads = self.settings.num_threads
+        return Worker(IN_PLACE, self.settings, max_loaded, num_threads=threads)
 
     def open_peft(self) -> Worker:
         return Worker(PEFT, self.settings, num_threads=self.settings.num_threads)
@@ -159,8 +165,40 @@ def _measure_mixed(bench: LoRABench, num_adapters: int) -> list[Measurement]:
     ]
 
 
+def measure_scattered(bench: LoRABench) -> list[Measurement]:
+    """A row each with small adapters that lie at unequal distances, as they do after a while."""
+    sizes = bench.sizes
+    num_loaded = 2 * sizes.num_rows
+    folders = bench.write("scattered", SMALL_RANKS * num_loaded, ATTENTION)
+    chosen = sorted(random.Random(SEED).sample(range(num_loaded), sizes.num_rows))
+    arguments = {
+        "adapters": chosen,
+        "context_len": sizes.context_len,
+        "num_tokens": sizes.num_steps,
+    }
+    with bench.open_ours(num_loaded) as copied, bench.open_in_place(num_loaded) as in_place:
+        for side in (copied, in_place):
+            side.call("load_and_use", folders=folders)
+        sides = {"copied": copied, "in place": in_place}
+        runs = _interleave(bench, sides, "decode", arguments)
+    return [
+        bench.compare(
+            "scattered",
+            f"{sizes.num_rows} rows, {sizes.num_rows} adapters of {num_loaded}",
+            "ms",
+            ours=_step_ms("copied side by side", runs["copied"]),
+            baseline=_step_ms("one by one", runs["in place"]),
+            agreement=agreement(runs["copied"], runs["in place"]),
+            note="rank 8 on q, k, v, o; time per step of a decode",
+        )
+    ]
+
+
 def measure_trace(bench: LoRABench) -> list[Measurement]:
-    """S-LoRA's trace at saturation: what more adapters, skew and bursts do to the throughput."""
+    """S-LoRA's trace at saturation: what more adapters, skew and bursts do to the throughput.
+
+    As there all adapters are in host memory; once more most of them are on disk alone.
+    """
     sizes = bench.sizes
     few, some, many = sizes.trace_adapters[0], sizes.trace_adapters[-2], sizes.trace_adapters[-1]
     folders = bench.write("trace", SMALL_RANKS * many, ATTENTION)
@@ -171,10 +209,14 @@ def measure_trace(bench: LoRABench) -> list[Measurement]:
     sweep = uniform._replace(num_adapters=max(some, few))
     traces["skewed, alpha 0.3"] = sweep._replace(alpha=0.3)
     traces["bursty, cv 4"] = sweep._replace(cv=4.0)
-    with bench.open_ours(32) as ours:
-        ours.call("load", folders=folders)
-        runs = _run_traces(bench, ours, traces)
-    first, *others = traces
+    on_disk = f"{many} adapters, {MAX_ON_HOST} in host memory"
+    with bench.open_ours(32, many) as ours, bench.open_ours(32) as with_disk:
+        for side in (ours, with_disk):
+            side.call("load", folders=folders)
+        sides = {name: (ours, trace) for name, trace in traces.items()}
+        sides[on_disk] = with_disk, traces[f"{many} adapters"]
+        runs = _run_traces(bench, sides)
+    first, *others = sides
     return [
         bench.compare(
             f"trace_{name}",
@@ -183,7 +225,8 @@ def measure_trace(bench: LoRABench) -> list[Measurement]:
             ours=_rates(name, runs[name]),
             baseline=_rates(first, runs[first]),
             bar=Bar(">=", 0.85) if name == f"{many} adapters" else None,
-            note=f"rank 8 on q, k, v, o; {many} adapters registered, 32 places, "
+            note=f"rank 8 on q, k, v, o; {many} adapters registered, "
+            f"{MAX_ON_HOST if name == on_disk else many} of them in host memory, 32 places, "
             f"{sizes.num_requests} requests, lengths 8 to 63, arrivals beyond saturation; first "
             f"token after {_mean_ms(runs[name]):.0f} ms on average, p99 {_p99_ms(runs[name]):.0f}",
         )
@@ -270,13 +313,13 @@ def _interleave(
 
 
 def _run_traces(
-    bench: LoRABench, side: Worker, traces: dict[str, Trace]
+    bench: LoRABench, sides: dict[str, tuple[Worker, Trace]]
 ) -> dict[str, list[TraceRun]]:
     return interleave(
         bench.sizes.num_rounds,
         {
-            name: lambda _, trace=trace: side.call("run_trace", trace=trace)
-            for name, trace in traces.items()
+            name: lambda _, side=side, trace=trace: side.call("run_trace", trace=trace)
+            for name, (side, trace) in sides.items()
         },
     )
 

@@ -15,10 +15,11 @@ from latentmas_core.config import EngineConfig, LoRAConfig, SamplingParams
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.model_loader import resolve_device
 from latentmas_core.engine.turn import TextDelta, Turn, TurnDone
+from latentmas_core.lora import batch
 from latentmas_core.lora.mix import NO_ADAPTERS, AdapterMix, AdapterUse
 
 CPU_POOL_BYTES = 4 * 2**30
-MAX_HOST = 64
+MAX_ON_HOST = 64
 
 
 class TraceRun(NamedTuple):
@@ -38,9 +39,16 @@ class TraceRun(NamedTuple):
 
 
 class LoRASide:
-    """``max_loaded`` places for adapters; 0 is an engine that knows none."""
+    """``max_loaded`` places for adapters, 0 is an engine that knows none; ``max_on_host`` more of
+    them stay in host memory."""
 
-    def __init__(self, settings: SideSettings, max_loaded: int, max_num_seqs: int = 32) -> None:
+    def __init__(
+        self,
+        settings: SideSettings,
+        max_loaded: int,
+        max_on_host: int = MAX_ON_HOST,
+        max_num_seqs: int = 32,
+    ) -> None:
         self._device = resolve_device(settings.device)
         is_cuda = settings.device == "cuda"
         self._engine = Engine(
@@ -52,7 +60,7 @@ class LoRASide:
                 has_prefix_cache=False,
                 kv_cache_bytes=CUDA_POOL_BYTES if is_cuda else CPU_POOL_BYTES,
                 max_num_seqs=max_num_seqs,
-                lora=LoRAConfig(max_loaded_adapters=max_loaded, max_cpu_adapters=MAX_HOST),
+                lora=LoRAConfig(max_loaded_adapters=max_loaded, max_cpu_adapters=max_on_host),
             )
         )
 
@@ -150,6 +158,14 @@ class LoRASide:
             sampling=SamplingParams(max_tokens=num_tokens, ignore_eos=True),
             adapters=mix,
         )
+
+
+class InPlaceSide(LoRASide):
+    """The same without copies: adapters at unequal distances are multiplied one by one."""
+
+    def __init__(self, settings: SideSettings, max_loaded: int) -> None:
+        batch.MAX_COPIED_BYTES = 0
+        super().__init__(settings, max_loaded)
 
 
 def prompt_of(index: int, context_len: int, vocab_size: int) -> tuple[int, ...]:

@@ -17,7 +17,9 @@ from torch import nn
 from latentmas_core.engine.attention import AttentionBatch, paged_attention
 from latentmas_core.engine.linear import Linear, MakeLinear
 from latentmas_core.engine.shards import Shard
-from latentmas_core.lora.layers import LoRABatch, LoRALinear, Site, wrap_linears
+from latentmas_core.lora.batch import LoRABatch
+from latentmas_core.lora.layers import LoRALinear, wrap_linears
+from latentmas_core.lora.terms import Site
 
 _NORMS = {"LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
 _DECODER_PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}

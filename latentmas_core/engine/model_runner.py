@@ -31,7 +31,7 @@ from latentmas_core.engine.sequence import Sequence as EngineSequence
 from latentmas_core.engine.shards import devices_of
 from latentmas_core.latent.realignment import realignment_of
 from latentmas_core.lora.base_model import describe_base
-from latentmas_core.lora.layers import LoRABatch, Segment
+from latentmas_core.lora.batch import LoRABatch, Segment
 
 
 class ModelRunner:

@@ -14,8 +14,8 @@ import torch
 from latentmas_core.engine.block_manager import BlockManager
 from latentmas_core.engine.kv_pool import Pool
 from latentmas_core.lora.base_model import BaseModel
-from latentmas_core.lora.layers import AdapterTerms, Site, make_terms
 from latentmas_core.lora.packed import AdapterLayout, PackedAdapter
+from latentmas_core.lora.terms import AdapterTerms, Site, make_terms
 
 # Told which blocks moved where, so that whoever keeps a block table mends it.
 MendTables = Callable[[Mapping[int, int]], None]

@@ -81,7 +81,7 @@ def test_every_measurement_runs_and_greedy_tokens_are_pefts(tiny_qwen2: Path) ->
     by_name = {one.name: one for one in measured if isinstance(one, Comparison)}
     assert {"idle_1", "idle_8", "mixed_8_mixed", "churn_p99", "load_last"} <= by_name.keys()
     agreed = [one.agreement for one in by_name.values() if one.agreement is not None]
-    assert len(agreed) == 4
+    assert len(agreed) == 5
     assert all(agreement.is_complete for agreement in agreed)
     bars = {name for name, one in by_name.items() if one.bar is not None}
     assert bars == {

@@ -15,9 +15,9 @@ from latentmas_core.latent.memory import Memory
 from latentmas_core.lora.arena import Arena, Berth
 from latentmas_core.lora.cache import AdapterCache
 from latentmas_core.lora.cached_adapter import AdapterSpec, CachedAdapter, Readiness
-from latentmas_core.lora.layers import AdapterTerms
 from latentmas_core.lora.mix import AdapterMix, AdapterUse
 from latentmas_core.lora.packed import AdapterLayout, PackedAdapter
+from latentmas_core.lora.terms import AdapterTerms
 from tests.engine.factories import BLOCK_SIZE, create_sequence
 from tests.latent.factories import create_segment
 

@@ -382,7 +382,7 @@ async def test_step_that_fails_leaves_no_adapter_behind(
     decoder: str,
 ) -> None:
     from latentmas_core.engine import fused
-    from latentmas_core.lora.layers import LoRABatch
+    from latentmas_core.lora.batch import LoRABatch
 
     if decoder == "plain":
         monkeypatch.setattr(fused, "can_fuse", lambda _: False)

@@ -9,10 +9,11 @@ from torch.testing import assert_close
 from latentmas_core.engine.block_manager import BlockManager
 from latentmas_core.engine.kv_pool import KVPool
 from latentmas_core.engine.model_loader import ModelShape
+from latentmas_core.lora import batch
 from latentmas_core.lora.arena import Arena, Berth, fill
 from latentmas_core.lora.base_model import BaseModel
+from latentmas_core.lora.batch import LoRABatch, Segment
 from latentmas_core.lora.checkpoint import LoRACheckpoint, LoRAPair
-from latentmas_core.lora.layers import LoRABatch, Segment
 from latentmas_core.lora.packed import pack_adapter
 
 BASE = BaseModel(
@@ -87,16 +88,26 @@ CASES = {
     "gap between them": [(0, 1, 2, 1.0), (1, 1, 0, 1.0)],
     "unequal rows": [(0, 1, 2, 1.0), (1, 3, 1, 1.0), (4, 1, 0, 1.0)],
     "weights": [(0, 1, 2, 0.5), (1, 1, 1, 0.5), (2, 1, 0, -2.0)],
+    "unequal distances": [(0, 1, 0, 1.0), (1, 1, 1, 1.0), (2, 1, 6, 1.0), (3, 1, 2, 1.0)],
+    "unequal distances, two rows each": [(0, 2, 6, 0.5), (2, 2, 2, 0.5), (4, 2, 1, 0.5)],
     "composition": [(0, 2, 2, 0.5), (0, 2, 1, 0.25), (2, 1, 0, 1.0)],
 }
 
 
 @pytest.fixture(scope="module")
 def adapters() -> Loaded:
-    """Three of one layout beside each other, and three others."""
-    return Loaded((4, ALL), (4, ALL), (4, ALL), (3, Q), (5, K_UP), (1, ALL))
+    """Three of one layout beside each other, three others, and one more like the first."""
+    return Loaded((4, ALL), (4, ALL), (4, ALL), (3, Q), (5, K_UP), (1, ALL), (4, ALL))
 
 
+@pytest.fixture(params=["copied", "in place"])
+def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alike adapters at unequal distances: out of copies, or each where it lies."""
+    if request.param == "in place":
+        monkeypatch.setattr(batch, "MAX_COPIED_BYTES", 0)
+
+
+@pytest.mark.usefixtures("_either_way")
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("layer", "site"), [(0, 0), (1, 0), (0, 1), (1, 1)])
 def test_terms_are_those_of_the_twin(adapters: Loaded, case: str, layer: int, site: int) -> None:
@@ -122,10 +133,23 @@ def test_terms_are_those_of_the_twin(adapters: Loaded, case: str, layer: int, si
 def test_adapters_at_equal_distances_are_one_product(
     adapters: Loaded, case: str, num_segments: int
 ) -> None:
-    batch = LoRABatch([adapters.segment(*one) for one in CASES[case]])
-    assert len(batch.segments) == num_segments
+    segments = LoRABatch([adapters.segment(*one) for one in CASES[case]]).segments
+    assert len(segments) == num_segments
 
 
+@pytest.mark.parametrize("case", ["unequal distances", "unequal distances, two rows each"])
+def test_small_adapters_at_unequal_distances_are_one_product(
+    adapters: Loaded, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda x, a: batches.append(len(a)) or bmm(x, a))
+    x, y = torch.ones(6, 8), torch.zeros(6, 16)
+    LoRABatch([adapters.segment(*one) for one in CASES[case]]).add(0, 0, x, y)
+    assert batches == [len(CASES[case])]
+
+
+@pytest.mark.usefixtures("_either_way")
 def test_random_batches_equal_the_twin() -> None:
     dice = random.Random(0)
     kinds = [(dice.choice([1, 2, 4]), dice.choice([ALL, Q, K_UP])) for _ in range(12)]
