@@ -13,7 +13,8 @@ def main() -> None:
         for event in system.stream("What is the capital of France?", trace="lens", temperature=0.0):
             if isinstance(event, AgentThought) and event.lens:
                 near = "  ".join(f"{t.text!r} {t.probability:.2f}" for t in event.lens.tokens)
-                print(f"{event.agent:8} |h| {event.lens.norm:6.1f}  {near}")
+                norm = "  none" if event.lens.norm is None else f"{event.lens.norm:6.1f}"
+                print(f"{event.agent:8} |h| {norm}  {near}")
             elif isinstance(event, AnswerDone):
                 print(f"\n{event.result.final_answer}")
                 shown = {agent.name: len(agent.lens) for agent in event.result.agents}

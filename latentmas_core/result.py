@@ -24,11 +24,12 @@ class LensStep(FrozenModel):
 
     ``index`` counts from 0. ``norm`` is that of the hidden state after the final norm; what is fed
     back is that, realigned and rescaled to the mean norm of the embedding rows. ``tokens``: what
-    the agent would have said at that point, likeliest first.
+    the agent would have said at that point, likeliest first. Where the model's numbers overflow,
+    ``norm`` is None or ``tokens`` is empty.
     """
 
     index: int
-    norm: float
+    norm: float | None
     tokens: tuple[LensToken, ...]
 
 

@@ -5,6 +5,7 @@ the agent would have said at that point, had it spoken instead of thought (logit
 nostalgebraist 2020). Adapters are in h; temperature and top-p are not in p.
 """
 
+from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -13,10 +14,12 @@ NUM_LENS_TOKENS = 5
 
 
 class LensReading(NamedTuple):
-    """Of one latent step: |h|, and the likeliest tokens with their probabilities, likeliest
-    first."""
+    """Of one latent step: |h|, and the likeliest tokens with their probabilities, likeliest first.
 
-    norm: float
+    Where the model's numbers overflow there is no norm, or there are no tokens.
+    """
+
+    norm: float | None
     token_ids: tuple[int, ...]
     probabilities: tuple[float, ...]
 
@@ -24,10 +27,18 @@ class LensReading(NamedTuple):
 def read_lens(hidden: torch.Tensor, logits: torch.Tensor) -> list[LensReading]:
     """One reading per row of hidden [num_rows, hidden_size] and logits [num_rows, vocab_size].
 
-    Norms and probabilities are computed in fp32.
+    Probabilities are computed in fp32; norms in fp64, where no square of a finite number overflows.
     """
-    norms: list[float] = hidden.float().norm(dim=-1).tolist()
+    norms: list[float] = hidden.double().norm(dim=-1).tolist()
     num_tokens = min(NUM_LENS_TOKENS, logits.shape[-1])
     probabilities, token_ids = logits.float().softmax(dim=-1).topk(num_tokens, dim=-1)
     rows = zip(norms, token_ids.tolist(), probabilities.tolist(), strict=True)
-    return [LensReading(norm, tuple(ids), tuple(shares)) for norm, ids, shares in rows]
+    return [_reading(norm, ids, shares) for norm, ids, shares in rows]
+
+
+def _reading(norm: float, token_ids: list[int], probabilities: list[float]) -> LensReading:
+    """One infinity among the logits of a row leaves all of its probabilities NaN."""
+    known_norm = norm if isfinite(norm) else None
+    if not all(map(isfinite, probabilities)):
+        return LensReading(known_norm, (), ())
+    return LensReading(known_norm, tuple(token_ids), tuple(probabilities))

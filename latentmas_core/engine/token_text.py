@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from latentmas_core.logprobs import AnswerToken, TokenLogprob
 
-MIN_LOGPROB = -9999.0  # JSON has no infinity
+MIN_LOGPROB = -9999.0  # JSON has no infinity and no NaN
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -53,7 +53,7 @@ class TokenTexts:
         spelt = self.bytes_of(token_id)
         return TokenLogprob(
             token=spelt.decode(errors="replace"),
-            logprob=max(logprob, MIN_LOGPROB),
+            logprob=max(MIN_LOGPROB, logprob),  # in this order: of NaN the first is the larger
             bytes=tuple(spelt),
         )
 

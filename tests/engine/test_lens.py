@@ -2,13 +2,16 @@
 finds, once per step, and at no cost for those who do not ask."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from benchmarks.baselines.plain import PlainLatentMAS
@@ -199,6 +202,36 @@ def test_reading_is_the_softmax_and_the_norm_in_fp32() -> None:
     assert reading.token_ids == (4, 5, 6, 1, 2)
     expected = logits[0].double().softmax(dim=-1)[list(reading.token_ids)]
     assert reading.probabilities == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("odd", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_finite_is_left_out_and_never_read_as_a_number(odd: float) -> None:
+    hidden = torch.tensor([[3.0, 4.0], [odd, 4.0], [3e30, 4e30]])
+    logits = torch.tensor([[1.0, 3.0, 2.0], [odd, odd, odd], [1.0, torch.inf, 2.0]])
+    good, nothing, large = read_lens(hidden, logits)
+    assert good.token_ids == (1, 2, 0)
+    assert nothing == LensReading(None, (), ())
+    assert large == LensReading(pytest.approx(5e30), (), ())
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e38])
+async def test_lens_of_a_model_that_overflows_ends_no_step_and_is_json(
+    open_engine: OpenEngine, tiny_qwen2: Path, tmp_path: Path, scale: float
+) -> None:
+    """Its final norm makes hidden states, and logits with the larger one, infinite."""
+    model = tmp_path / "loud"
+    copytree(tiny_qwen2, model)
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] *= scale
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    engine = open_engine(model)
+    turn = create_turn(PROMPTS[0], latent_steps=STEPS, max_tokens=3, has_lens=True)
+    seen = await watch(engine, turn)
+    assert len(seen.readings) == STEPS
+    for reading in seen.readings:
+        json.dumps(reading, allow_nan=False)
+    assert len(seen.done.output_ids) == 3
+    assert engine.is_healthy
 
 
 def test_vocabulary_smaller_than_the_lens_is_shown_whole() -> None:

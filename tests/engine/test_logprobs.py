@@ -121,7 +121,8 @@ def test_bytes_of_tokens_join_to_the_text(
     assert b"".join(texts.bytes_of(token_id) for token_id in ids) == text.encode()
 
 
-def test_row_that_is_no_token_spells_nothing(tiny_llama: Path) -> None:
+@pytest.mark.parametrize("odd", [-torch.inf, torch.nan])
+def test_row_that_is_no_token_spells_nothing_and_is_a_number(tiny_llama: Path, odd: float) -> None:
     texts = TokenTexts(AutoTokenizer.from_pretrained(tiny_llama).backend_tokenizer)
-    token = texts.describe(RowLogprobs((319, -float("inf")), ()))
+    token = texts.describe(RowLogprobs((319, odd), ()))
     assert (token.token, token.bytes, token.logprob) == ("", (), -9999.0)
