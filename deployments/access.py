@@ -90,6 +90,17 @@ class Caller:
                     param=field,
                 )
 
+    def check_batch(self, num_requests: int) -> None:
+        """Raise ConfigError if the caller may never ask for so many at once."""
+        for field in ("max_concurrent_requests", "max_requests_per_minute"):
+            limit = getattr(self.limits, field)
+            if limit is not None and num_requests > limit:
+                raise ConfigError(
+                    f"requests has {num_requests}, and each counts; {field} of this key is "
+                    f"{limit}. Send fewer at a time.",
+                    param="requests",
+                )
+
 
 ANYONE = Caller()
 

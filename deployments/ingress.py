@@ -48,11 +48,12 @@ def build_http_app(
     """All routes over one reasoner; open to everyone without ``access``."""
     app = FastAPI(title="LatentMAS on Ray Serve", redoc_url=None, responses=ERROR_RESPONSES)
     install_error_handlers(app)
-    install_access(app, access or Access())
+    access = access or Access()
+    install_access(app, access)
     add_adapter_routes(app, reasoner.adapters, admin)
     add_chat_routes(app, reasoner, models)
     add_catalogue_routes(app, reasoner)
-    add_batch_route(app, reasoner)
+    add_batch_route(app, reasoner, access.limits)
 
     @app.post("/v1/reason", response_model=Result, responses={200: AS_EVENTS})
     async def reason(body: ReasonBody) -> Any:

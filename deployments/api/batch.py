@@ -1,6 +1,7 @@
 """``POST /v1/batch``: many questions at once, answered together by the groups' engines.
 
-All are checked before any is begun; from then on each has its own answer or error.
+All are checked before any is begun; from then on each has its own answer or error. Each counts for
+the limits of its caller.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import FastAPI
 from pydantic import BeforeValidator, Field
 
+from deployments.access import current_caller
 from deployments.api.errors import (
     INTERNAL,
     INTERNAL_MESSAGE,
@@ -19,6 +21,7 @@ from deployments.api.errors import (
     error_detail,
     kind_of,
 )
+from deployments.api.limits import CallerLimits
 from latentmas_core.config import FrozenModel
 from latentmas_core.errors import LatentMASError
 from latentmas_core.request import ReasonRequest
@@ -69,14 +72,15 @@ class Answerer(Protocol):
     async def reason(self, request: ReasonRequest) -> Result: ...
 
 
-def add_batch_route(app: FastAPI, answerer: Answerer) -> None:
+def add_batch_route(app: FastAPI, answerer: Answerer, limits: CallerLimits) -> None:
     @app.post("/v1/batch", response_model=BatchAnswer)
     async def batch(body: BatchBody) -> BatchAnswer:
         """Ask several questions at the same time. If one of them cannot be meant, none is begun."""
         began_at = time.perf_counter()
         for index, request in enumerate(body.requests):
             await _check(answerer, index, request)
-        results = await asyncio.gather(*(_answer(answerer, one) for one in body.requests))
+        with limits.counted_as(len(body.requests), current_caller()):
+            results = await asyncio.gather(*(_answer(answerer, one) for one in body.requests))
         latency_ms = 1000.0 * (time.perf_counter() - began_at)
         return BatchAnswer(results=tuple(results), latency_ms=latency_ms)
 

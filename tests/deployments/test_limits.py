@@ -29,6 +29,16 @@ def test_bucket_gives_what_it_holds_and_says_when_there_is_more():
     assert bucket.take(2.0) == pytest.approx(2.0)
 
 
+def test_bucket_gives_many_at_once_or_none():
+    bucket = Bucket(60, now=0.0)
+    assert bucket.take(0.0, 50) == 0.0
+    assert bucket.take(0.0, 30) == pytest.approx(20.0)
+    assert bucket.take(0.0, 10) == 0.0
+    bucket.give_back()
+    assert bucket.take(0.0, 1) == 0.0
+    assert bucket.take(0.0, 1) == pytest.approx(1.0)
+
+
 def test_bucket_holds_no_more_than_a_minute_gives():
     bucket = Bucket(3, now=0.0)
     assert [bucket.take(3600.0) for _ in range(3)] == [0.0] * 3
@@ -139,6 +149,51 @@ async def test_request_that_is_cancelled_or_fails_is_counted_no_longer():
         reasoner.may_answer.set()
         reasoner.error = RuntimeError("broken")
         assert (await ask(client)).status_code == 500
+    assert access.limits.num_ongoing == 0
+
+
+async def ask_many(client, num):
+    return await client.post("/v1/batch", json={"requests": ["Why?"] * num})
+
+
+async def test_each_question_of_a_batch_counts_for_the_rate(reasoner):
+    clock = Clock()
+    access = make_access(clock=clock, limits={ALICE: Limits(max_requests_per_minute=6)})
+    async with client_of(make_app(reasoner, access), ALICE) as client:
+        assert (await ask_many(client, 4)).status_code == 200
+        response = await ask_many(client, 4)
+        assert_error(response, 429, code="rate_limit_exceeded", type_="rate_limit_error")
+        assert response.headers["retry-after"] == "20"
+        clock.now += 20.0
+        assert (await ask_many(client, 4)).status_code == 200, "what was refused has cost nothing"
+        assert (await ask(client)).status_code == 429
+    assert len(reasoner.requests) == 8
+    assert access.limits.num_ongoing == 0
+
+
+async def test_each_question_of_a_batch_counts_while_it_goes_on():
+    reasoner = WaitingReasoner()
+    access = make_access(limits={ALICE: Limits(max_concurrent_requests=3)})
+    async with client_of(make_app(reasoner, access), ALICE) as client:
+        first = asyncio.create_task(ask_many(client, 2))
+        await asyncio.wait_for(reasoner.was_asked.wait(), 10)
+        assert access.limits.num_ongoing == 2
+        response = await ask_many(client, 2)
+        assert_error(response, 429, code="rate_limit_exceeded", type_="rate_limit_error")
+        reasoner.may_answer.set()
+        assert (await first).status_code == 200
+        assert (await ask_many(client, 3)).status_code == 200
+    assert access.limits.num_ongoing == 0
+
+
+@pytest.mark.parametrize("field", ["max_concurrent_requests", "max_requests_per_minute"])
+async def test_batch_that_the_limits_never_allow_is_refused_with_the_limit(reasoner, field):
+    access = make_access(limits={ALICE: Limits(**{field: 3})})
+    async with client_of(make_app(reasoner, access), ALICE) as client:
+        response = await ask_many(client, 4)
+        message = assert_error(response, 422, code="invalid_request", param="requests")
+        assert f"requests has 4, and each counts; {field} of this key is 3" in message
+    assert reasoner.requests == []
     assert access.limits.num_ongoing == 0
 
 
