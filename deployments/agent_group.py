@@ -6,6 +6,7 @@ it. Knows nothing of HTTP, pipelines as a whole, or other groups.
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict
@@ -40,7 +41,9 @@ from deployments.metrics import (
     Recorder,
     report_regularly,
 )
+from deployments.spans import StageSpans, stage_spans
 from deployments.stage_log import logged_stage
+from deployments.tracing import NO_TRACING, Tracing, open_tracing
 from deployments.transport import WireSegments, fetch, is_alive, this_place, to_wire
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.resident import ResidentMemory
@@ -68,8 +71,10 @@ class AgentGroupServer:
         setup: GroupSetup,
         place: Place = NOWHERE,
         recorder: Recorder | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._engine = engine
+        self._tracing = tracing
         self._setup = setup
         self._place = place
         self._config_error: str | None = None
@@ -99,28 +104,41 @@ class AgentGroupServer:
     async def run_stage(self, call: StageCall) -> AsyncGenerator[StageMessage | WireSegments, None]:
         """Events, ``StageMade``, then the packed segments; or ``StageFailed``."""
         try:
-            async with OwnedMemories(self._engine.release) as owned:
-                await self.adapters.ensure(call.all_adapters)
-                memory = await self._load(call.memory)
-                owned.own(memory)
-                hands_latents = call.request.handoff is Handoff.EMBEDDINGS
-                adapters = await self.adapters.to_recall() if hands_latents else {}
-                items = self._worker.run(
-                    call.stage, memory, call.transcript, call.request, call.digests
-                )
-                async with aclosing(items):
-                    async for item in items:
-                        if not isinstance(item, StageDone):
-                            if call.is_streamed or isinstance(item, AgentFinished):
-                                yield item
-                            continue
-                        owned.own(item.memory)
-                        packed = await self._pack(item.memory, call)
-                        yield self._made(item, packed, call, adapters)
-                        if packed is not None:
-                            yield to_wire(packed)
+            with stage_spans(self._tracing, call, self._place) as spans:
+                async with aclosing(self._messages(call, spans)) as messages:
+                    async for message in messages:
+                        yield message
         except LatentMASError as error:
             yield StageFailed(error)
+
+    async def _messages(
+        self, call: StageCall, spans: StageSpans
+    ) -> AsyncGenerator[StageMessage | WireSegments, None]:
+        async with OwnedMemories(self._engine.release) as owned:
+            await self.adapters.ensure(call.all_adapters)
+            with spans.part("fetch memory", call.memory):
+                memory = await self._load(call.memory)
+            owned.own(memory)
+            hands_latents = call.request.handoff is Handoff.EMBEDDINGS
+            adapters = await self.adapters.to_recall() if hands_latents else {}
+            items = self._worker.run(
+                call.stage, memory, call.transcript, call.request, call.digests
+            )
+            async with aclosing(items):
+                async for item in items:
+                    spans.note(item)
+                    if not isinstance(item, StageDone):
+                        if call.is_streamed or isinstance(item, AgentFinished):
+                            yield item
+                        continue
+                    owned.own(item.memory)
+                    with spans.part("pack memory", item.memory):
+                        packed = await self._pack(item.memory, call)
+                    made = self._made(item, packed, call, adapters)
+                    spans.note_made(made)
+                    yield made
+                    if packed is not None:
+                        yield to_wire(packed)
 
     @property
     def roster(self) -> Roster:
@@ -236,7 +254,9 @@ class AgentGroup:
     async def __init__(self, setup: GroupSetup) -> None:  # type: ignore[misc]  # Serve awaits it
         log_through_serve()
         engine = await asyncio.to_thread(Engine, setup.engine)
-        self._server = AgentGroupServer(engine, setup, this_place(), RayRecorder())
+        place = this_place()
+        self._tracing = open_tracing(os.environ, instance=place.replica)
+        self._server = AgentGroupServer(engine, setup, place, RayRecorder(), self._tracing)
         self._reporting = asyncio.create_task(report_regularly(self._server.report_metrics))
         self._callers = CallerWatch(is_alive)
         self._has_started = False
@@ -293,3 +313,4 @@ class AgentGroup:
     async def __del__(self) -> None:
         self._reporting.cancel()
         self._server.close()
+        await self._tracing.close()

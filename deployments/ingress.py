@@ -22,13 +22,15 @@ from deployments.api.errors import (
 from deployments.api.keys import open_keys
 from deployments.api.openai.models import ChatModels
 from deployments.api.openai.routes import add_chat_routes
+from deployments.api.request_span import RequestSpan
 from deployments.api.streaming import AS_EVENTS, HEADERS, MEDIA_TYPE, server_sent_events
 from deployments.args import AppArgs
 from deployments.budget import TransferBudget
 from deployments.logs import log_through_serve
 from deployments.metrics import RayRecorder
 from deployments.reasoner import Reasoner
-from deployments.transport import GroupHandle, object_store_bytes, rename_request
+from deployments.tracing import NO_TRACING, Tracing, open_tracing
+from deployments.transport import GroupHandle, object_store_bytes, rename_request, this_place
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
 
@@ -43,13 +45,19 @@ class ReasonBody(ReasonRequest):
 
 
 def build_http_app(
-    reasoner: Reasoner, admin: AdapterAdmin, models: ChatModels, access: Access | None = None
+    reasoner: Reasoner,
+    admin: AdapterAdmin,
+    models: ChatModels,
+    access: Access | None = None,
+    tracing: Tracing = NO_TRACING,
 ) -> FastAPI:
     """All routes over one reasoner; open to everyone without ``access``."""
     app = FastAPI(title="LatentMAS on Ray Serve", redoc_url=None, responses=ERROR_RESPONSES)
     install_error_handlers(app)
     access = access or Access()
     install_access(app, access)
+    if tracing.is_on:
+        app.add_middleware(RequestSpan, tracing=tracing)
     add_adapter_routes(app, reasoner.adapters, admin)
     add_chat_routes(app, reasoner, models)
     add_catalogue_routes(app, reasoner)
@@ -105,8 +113,13 @@ class Ingress:
         )
         admin = AdapterAdmin(args.adapters, args.engine.model_name)
         max_bytes = args.max_transfer_bytes or max(1, object_store_bytes() // 2)
-        reasoner = Reasoner(args, handles, TransferBudget(max_bytes), RayRecorder())
-        self._app = build_http_app(reasoner, admin, ChatModels.of(args), access)
+        self._tracing = open_tracing(os.environ, instance=this_place().replica)
+        budget = TransferBudget(max_bytes)
+        reasoner = Reasoner(args, handles, budget, RayRecorder(), self._tracing)
+        self._app = build_http_app(reasoner, admin, ChatModels.of(args), access, self._tracing)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app
+
+    async def __del__(self) -> None:
+        await self._tracing.close()

@@ -5,6 +5,7 @@ answered is never logged.
 """
 
 import logging
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +16,11 @@ PACKAGES = ("deployments", "latentmas_core", "cluster")
 
 @dataclass(frozen=True)
 class Origin:
-    """The request and the run that something is done for."""
+    """The request and the run that something is done for; ``trace_id`` where they are traced."""
 
     request_id: str | None = None
     run_id: str | None = None
+    trace_id: str | None = None
 
 
 NO_ORIGIN = Origin()
@@ -36,13 +38,18 @@ def set_origin(origin: Origin) -> None:
     _origin.set(origin)
 
 
-def begin_request(request_id: str) -> dict[str, Any]:
+def begin_request(request_id: str, trace_id: str | None = None) -> dict[str, Any]:
     """Name the request that the current task serves; what ``note`` says of it comes into the
     result."""
     notes: dict[str, Any] = {}
     _notes.set(notes)
-    set_origin(Origin(request_id))
+    set_origin(Origin(request_id, trace_id=trace_id))
     return notes
+
+
+def current_notes() -> Mapping[str, Any]:
+    """What has been noted of the current request."""
+    return _notes.get() or {}
 
 
 def begin_run(run_id: str) -> Origin:
@@ -81,8 +88,7 @@ class IntoServeLog(logging.Handler):
 
 def with_origin(record: logging.LogRecord) -> logging.LogRecord:
     """The record with the ids of the current task, those that it does not name itself."""
-    origin = current_origin()
-    for name, value in (("request_id", origin.request_id), ("run_id", origin.run_id)):
+    for name, value in vars(current_origin()).items():
         if value is not None and not hasattr(record, name):
             setattr(record, name, value)
     return record

@@ -1,6 +1,7 @@
 """What crosses a deployment handle: plain picklable data, and references to packed memory."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cluster.routing import RoutingHint
@@ -95,7 +96,8 @@ class StageCall:
     lacks one loads it; one that has another of its name refuses the call. ``caller``: whose death
     ends the stage, where it has one. ``is_streamed``: what happens is sent as it happens; each
     event is an object of Ray's, which nobody should pay for who waits for the whole. Without it
-    only the agents' traces are sent. ``origin``: whose work it is, for logs.
+    only the agents' traces are sent. ``origin``: whose work it is, for logs; ``trace_context``: the
+    span that it is done below, if it is traced.
     """
 
     stage: Stage
@@ -106,6 +108,7 @@ class StageCall:
     caller: str | None = None
     is_streamed: bool = True
     origin: Origin = NO_ORIGIN
+    trace_context: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digests(self) -> dict[str, str]:

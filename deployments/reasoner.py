@@ -23,6 +23,8 @@ from deployments.logs import begin_run, note
 from deployments.messages import LoadedAdapter
 from deployments.metrics import NullRecorder, Recorder, RunMetrics
 from deployments.runner import ServeAgentRunner
+from deployments.spans import run_spans
+from deployments.tracing import NO_TRACING, Tracing
 from deployments.transport import GroupHandle, ask_all_replicas
 from latentmas_core.errors import DeadlineError, LatentMASError, NotFoundError
 from latentmas_core.events import AnswerDone, Event
@@ -47,8 +49,10 @@ class Reasoner:
         handles: Mapping[str, GroupHandle],
         budget: TransferBudget,
         recorder: Recorder | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._handles = handles
+        self._tracing = tracing
         self._budget = budget
         self._metrics = RunMetrics(recorder or NullRecorder(), lambda: budget.num_bytes)
         self._retries = RetryPolicy(args.max_stage_attempts)
@@ -83,19 +87,21 @@ class Reasoner:
         self.plan_of(request)  # no metrics of pipelines that do not exist
         timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
         ends_at = time.monotonic() + timeout_s
+        run_id = new_run_id()
         async with AsyncExitStack() as stack:
             metrics = stack.enter_context(self._metrics.run(request))
+            spans = stack.enter_context(run_spans(self._tracing, request, run_id))
             async with _within(timeout_s):
                 chosen, adapters = await self._prepare(request)
                 account = await stack.enter_async_context(self._account_for(chosen, request))
             request = request.model_copy(update={"timeout_s": ends_at - time.monotonic()})
-            run_id = new_run_id()
             runner = ServeAgentRunner(
                 self._handles,
                 account,
                 adapters,
                 is_streamed=is_streamed,
                 origin=begin_run(run_id),
+                spans=spans,
             )
             executor = Executor(runner, retries=self._retries)
             note(run_id=run_id, pipeline=request.pipeline, mode=request.mode.value)
@@ -104,6 +110,7 @@ class Reasoner:
                     if isinstance(event, AnswerDone):
                         note(**event.result.usage.model_dump())
                     metrics.note(event)
+                    spans.note(event)
                     yield event
 
     def _account_for(

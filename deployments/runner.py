@@ -6,6 +6,7 @@ from contextlib import aclosing
 from deployments.budget import RunAccount
 from deployments.logs import NO_ORIGIN, Origin
 from deployments.messages import LoadedAdapter, Parcel, RemoteMemory, StageCall, StageMade
+from deployments.spans import NO_SPANS, Attempt, RunSpans
 from deployments.transport import GroupHandle, stream_stage
 from latentmas_core.events import Event
 from latentmas_core.latent.memory import merge
@@ -20,7 +21,8 @@ class ServeAgentRunner:
     """An ``AgentRunner`` over deployment handles, one per group. No memory passes through it.
 
     ``account`` counts the memories that it hands out. ``adapters``: those that each stage needs, by
-    its name. ``is_streamed``: whether anybody reads what happens on the way.
+    its name. ``is_streamed``: whether anybody reads what happens on the way. ``spans``: those of
+    its run.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class ServeAgentRunner:
         *,
         is_streamed: bool = True,
         origin: Origin = NO_ORIGIN,
+        spans: RunSpans = NO_SPANS,
     ) -> None:
         self._handles = handles
         self._account = account
         self._adapters = adapters
         self._is_streamed = is_streamed
         self._origin = origin
+        self._spans = spans
 
     def think(
         self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
@@ -55,6 +59,18 @@ class ServeAgentRunner:
     async def _run(
         self, stage: Stage, inputs: StageInputs[RemoteMemory], request: ReasonRequest
     ) -> AsyncGenerator[StageItem, None]:
+        with self._spans.attempt(stage) as attempt:
+            async with aclosing(self._attempt(stage, inputs, request, attempt)) as items:
+                async for item in items:
+                    yield item
+
+    async def _attempt(
+        self,
+        stage: Stage,
+        inputs: StageInputs[RemoteMemory],
+        request: ReasonRequest,
+        attempt: Attempt,
+    ) -> AsyncGenerator[StageItem, None]:
         memory = _join(stage, inputs, request)
         adapters = self._adapters[stage.name]
         call = StageCall(
@@ -65,6 +81,7 @@ class ServeAgentRunner:
             adapters,
             is_streamed=self._is_streamed,
             origin=self._origin,
+            trace_context=attempt.context,
         )
         made: StageMade | None = None
         parcels = call.memory.parcels if call.memory else ()
@@ -77,6 +94,7 @@ class ServeAgentRunner:
                 else:
                     yield message
         assert made is not None, f"stage {stage.name!r} ended without StageMade"
+        attempt.note_made(made)
         left = RemoteMemory(made.memory, parcels, made.adapters) if made.memory else None
         if left is not None:
             self._account.hold(left)

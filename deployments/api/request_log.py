@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 import secrets
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.errors import INTERNAL, INTERNAL_MESSAGE, error_response
 from deployments.logs import begin_request, log_event
+from deployments.tracing import current_trace_id
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +22,9 @@ PROBES = ("/healthz", "/readyz")
 CLIENT_LEFT = 499  # as nginx has it: there was nobody left to answer
 MAX_PATH_CHARS = 200
 
+MAX_ID_CHARS = 128
 # What proxies make: hex, UUIDs, ULIDs, base64, trace ids. Nothing that breaks a line.
-_GOOD_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+_IN_IDS = "._:@/+=-"
 
 Renamed = Callable[[str], None]
 
@@ -31,9 +32,9 @@ Renamed = Callable[[str], None]
 class RequestLog:
     """ASGI middleware, outside of all others.
 
-    An id that the client sent is kept if it is one; else there is a new one, and ``renamed`` is
-    told of it. ``is_behind_serve``: Serve's proxy answers with the id that it handed over, so that
-    only another one has to be sent from here.
+    An id that the client sent is kept, with whatever does not belong into an id percent-encoded;
+    of one that was changed, or made here, ``renamed`` is told. ``is_behind_serve``: Serve's proxy
+    answers with the id that it handed over, whatever that is, so that none is sent from here.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         sent = Headers(scope=scope).getlist(HEADER)
-        request_id = self._id_of(sent)
-        is_answered = self._is_behind_serve and sent == [request_id]
+        request_id = _readable(sent[0]) if sent and sent[0] else secrets.token_hex(16)
+        if self._renamed is not None and sent != [request_id]:
+            self._renamed(request_id)
+        is_answered = self._is_behind_serve and bool(sent)
         answer = _Answer(send, None if is_answered else request_id)
-        notes = begin_request(request_id)
+        notes = begin_request(request_id, current_trace_id())
         started_at = time.perf_counter()
         try:
             await self._app(scope, receive, answer.send)
@@ -59,7 +62,7 @@ class RequestLog:
             answer.is_cut = True
             raise
         except Exception as error:
-            path = _shown(scope["path"])
+            path = shown(scope["path"])
             logger.error("%s %s failed", scope["method"], path, exc_info=error)
             if answer.status is not None:
                 answer.is_cut = True
@@ -68,14 +71,6 @@ class RequestLog:
             await response(scope, receive, answer.send)
         finally:
             _log(scope, answer, notes, request_id, time.perf_counter() - started_at)
-
-    def _id_of(self, sent: list[str]) -> str:
-        if len(sent) == 1 and _GOOD_ID.fullmatch(sent[0]):
-            return sent[0]
-        request_id = secrets.token_hex(16)
-        if self._renamed is not None:
-            self._renamed(request_id)
-        return request_id
 
 
 class _Answer:
@@ -103,7 +98,7 @@ def _log(
         "request",
         level=logging.DEBUG if scope["path"] in PROBES else logging.INFO,
         method=scope["method"],
-        path=_shown(scope["path"]),
+        path=shown(scope["path"]),
         status=answer.status or CLIENT_LEFT,
         is_cut=answer.is_cut or None,
         latency_ms=round(seconds * 1000),
@@ -112,6 +107,11 @@ def _log(
     )
 
 
-def _shown(path: str) -> str:
+def _readable(request_id: str) -> str:
+    """As logs have it."""
+    return quote(request_id.encode("latin-1"), safe=_IN_IDS)[:MAX_ID_CHARS]
+
+
+def shown(path: str) -> str:
     """A path on one line, and not at length."""
     return quote(path[:MAX_PATH_CHARS], safe="/:@", errors="backslashreplace")

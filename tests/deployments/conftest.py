@@ -23,6 +23,7 @@ from deployments.app import build_app
 from deployments.args import AdaptersConfig, AppArgs
 from deployments.ingress import build_http_app
 from tests.deployments.fake_reasoner import OFFERED, FakeReasoner
+from tests.deployments.otlp import Receiver
 from tests.deployments.service import Service
 
 Deploy = Callable[[dict[str, Any]], Service]
@@ -51,9 +52,34 @@ async def client(
 
 
 @pytest.fixture(scope="package")
-def serve_port() -> Iterator[int]:
+def otlp() -> Iterator[Receiver]:
+    """Gets the spans of all requests of this package's Serve whose clients want to be traced."""
+    with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="package")
+def serve_port(otlp: Receiver) -> Iterator[int]:
     """The HTTP port of a Serve that hosts nothing yet."""
     port = _free_port()
+    tracing = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": otlp.endpoint,
+        "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+        "OTEL_BSP_SCHEDULE_DELAY": "200",  # milliseconds
+    }
+    with pytest.MonkeyPatch.context() as environ:
+        for name, value in tracing.items():
+            environ.setenv(name, value)  # for all processes that come out of the next call
+        _start_ray()
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield port
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def _start_ray() -> None:
     ray.init(
         address="local",  # a cluster that another program left behind is not ours
         num_cpus=2,
@@ -62,12 +88,6 @@ def serve_port() -> Iterator[int]:
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
     )
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        yield port
-        serve.shutdown()
-    finally:
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

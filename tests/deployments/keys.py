@@ -10,6 +10,7 @@ from deployments.api.limits import CallerLimits
 from deployments.api.openai.models import ChatModels
 from deployments.args import AdaptersConfig
 from deployments.ingress import build_http_app
+from deployments.tracing import NO_TRACING, Tracing
 from tests.deployments.fake_reasoner import OFFERED
 
 ALICE = "lm-alice-0123456789abcdef"
@@ -38,9 +39,10 @@ def make_access(*, limits=None, clock=None, **config) -> Access:
     return Access(AccessConfig(**config), KeyRing(fixed=keys), counts)
 
 
-def make_app(reasoner, access, *, admin: bool = True):
-    adapters = AdapterAdmin(AdaptersConfig(admin=admin), "Qwen2.5-3B-Instruct")
-    return build_http_app(reasoner, adapters, ChatModels(OFFERED, "Qwen2.5-3B-Instruct"), access)
+def make_app(reasoner, access, *, admin: bool = True, tracing: Tracing = NO_TRACING):
+    base = "Qwen2.5-3B-Instruct"
+    adapters = AdapterAdmin(AdaptersConfig(admin=admin), base)
+    return build_http_app(reasoner, adapters, ChatModels(OFFERED, base), access, tracing)
 
 
 def client_of(app, key: str | None = None) -> httpx.AsyncClient:

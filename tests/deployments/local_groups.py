@@ -10,6 +10,7 @@ from deployments.agent_group import AgentGroupServer
 from deployments.args import AppArgs
 from deployments.group_setup import GroupSetup
 from deployments.messages import Parcel, StageCall, StageFailed, StageMade
+from deployments.tracing import NO_TRACING, Tracing
 from deployments.transport import WireSegments
 from latentmas_core.engine.engine import Engine
 from latentmas_core.events import Event
@@ -19,12 +20,15 @@ from tests.deployments.wire import send
 OnWire = Callable[[WireSegments], None]
 
 
-def make_servers(args: AppArgs, engines: dict[str, Engine]) -> dict[str, AgentGroupServer]:
+def make_servers(
+    args: AppArgs, engines: dict[str, Engine], *, tracing: Tracing = NO_TRACING
+) -> dict[str, AgentGroupServer]:
     """One replica per group, by the name of the group."""
     return {
         group.name: AgentGroupServer(
             engines[group.name],
             GroupSetup(args.engine_of(group), Roster(args.agents_of(group), args.latent_steps)),
+            tracing=tracing,
         )
         for group in args.groups
     }

@@ -119,17 +119,52 @@ def test_one_request_is_followed_by_its_id_through_ingress_and_replicas(service)
     assert len({one["file"] for one in stages}) == 2, "each in the log of its own replica"
 
 
-def test_id_that_is_none_is_renamed_in_all_logs_alike(service):
+def test_spans_of_ingress_and_replicas_come_to_a_collector_in_the_trace_of_the_client(
+    service, otlp
+):
+    trace_id, parent = "5af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    response = service._http.post(
+        "/v1/reason",
+        json={"question": QUESTION, "max_tokens": 2, "temperature": 0},
+        headers={"traceparent": f"00-{trace_id}-{parent}-01"},
+    )
+    run_id = response.json()["id"]
+    expected = {"POST /v1/reason", "run hierarchical", "queued", "prefill", "thinking", "speaking"}
+    expected |= {"fetch memory", "pack memory"}
+    expected |= {f"agent {name}" for name in ("planner", "critic", "refiner", "judger")}
+    stages = ("planner+critic", "refiner+judger")
+    expected |= {f"{kind} {stage}" for kind in ("call", "stage") for stage in stages}
+
+    def names():
+        return {span.name for span, _ in otlp.spans_of(trace_id)}
+
+    service.wait_until(lambda: names() == expected, timeout_s=10, says=names)
+    seen = otlp.spans_of(trace_id)
+    by_id = {span.span_id: span for span, _ in seen}
+    (root,) = [span for span, _ in seen if span.parent_span_id not in by_id]
+    assert (root.name, root.parent_span_id.hex()) == ("POST /v1/reason", parent)
+    sent_by = {span.name: sender["service.instance.id"] for span, sender in seen}
+    assert len({sent_by[name] for name in (root.name, *(f"stage {s}" for s in stages))}) == 3
+    assert {sender["service.name"] for _, sender in seen} == {"latentmas"}
+    assert QUESTION not in str(seen)
+
+    def traces_of_lines():
+        lines = [*service.lines("request"), *service.lines("stage")]
+        return [line.get("trace_id") for line in lines if line.get("run_id") == run_id]
+
+    service.wait_until(lambda: traces_of_lines() == [trace_id] * 3, timeout_s=10)
+
+
+def test_odd_id_is_answered_as_it_came_and_encoded_in_all_logs_alike(service):
     response = service._http.post(
         "/v1/reason",
         json={"question": QUESTION, "max_tokens": 2},
         headers={"x-request-id": "not good"},
     )
-    ours = [one for one in response.headers.get_list("x-request-id") if one != "not good"]
-    assert len(ours) == 1
+    assert response.headers.get_list("x-request-id") == ["not good"]
 
     def count(event):
-        return sum(line["request_id"] == ours[0] for line in service.lines(event))
+        return sum(line["request_id"] == "not%20good" for line in service.lines(event))
 
     service.wait_until(lambda: (count("request"), count("stage")) == (1, 2), timeout_s=10)
 
