@@ -87,6 +87,7 @@ def _start_ray() -> None:
         object_store_memory=2**28,
         log_to_driver=False,
         _node_ip_address="127.0.0.1",
+        _system_config={"metrics_report_interval_ms": 1000},
     )
 
 

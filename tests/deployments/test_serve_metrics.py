@@ -9,7 +9,7 @@ import httpx
 import pytest
 import ray
 
-from deployments.metrics import METRICS, Kind
+from deployments.metrics import FAILED_ATTEMPTS, METRICS, Kind
 from tests.deployments.service import events_of
 from tests.factories import make_tiny_model
 from tests.lora.adapters import make_adapter
@@ -21,11 +21,17 @@ POLL_S = 0.5
 SHORT = {"question": "What is 17 times 3?", "max_tokens": 8, "temperature": 0}
 LONG = SHORT | {"max_tokens": 500, "ignore_eos": True}
 NUM_CROWD = 12
-SAMPLE = re.compile(r"^(ray_latentmas_\w+)(?:\{.*\})? (\S+)$", re.MULTILINE)
+SAMPLE = re.compile(r"^((ray_latentmas_\w+)(?:\{.*\})?) (\S+)$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def service(deploy, tmp_path_factory):
+def scraper(serve_port):
+    """Of what this module's application does: it is not deployed yet."""
+    return Scraper()
+
+
+@pytest.fixture(scope="module")
+def service(scraper, deploy, tmp_path_factory):
     """Pools and places for adapters are too few for a crowd, and one expert cannot think long."""
     model = make_tiny_model(tmp_path_factory.mktemp("tiny"), "qwen2", max_position_embeddings=16384)
     adapters = tmp_path_factory.mktemp("adapters")
@@ -52,67 +58,81 @@ def service(deploy, tmp_path_factory):
 
 
 class Scraper:
-    """The largest value of each metric that was ever seen, over all its labels."""
+    """The largest value of each metric that was ever seen, over all its labels.
+
+    What is there at first is of the replicas of others, and does not count.
+    """
 
     def __init__(self):
         (node,) = ray.nodes()
         self._url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
-        self.largest = defaultdict(float)
-        self.text = ""
+        self._largest = defaultdict(float)
+        try:
+            self._of_others = {series for series, _, _ in SAMPLE.findall(self._get())}
+        except httpx.ConnectError:  # nothing was exported yet
+            self._of_others = set()
 
     def scrape(self):
-        self.text = httpx.get(self._url, timeout=TIMEOUT_S).text
-        for name, value in SAMPLE.findall(self.text):
-            self.largest[name] = max(self.largest[name], float(value))
+        self.text = self._get()
+        for series, name, value in SAMPLE.findall(self.text):
+            if series not in self._of_others:
+                self._largest[name] = max(self._largest[name], float(value))
+
+    def _get(self):
+        return httpx.get(self._url, timeout=TIMEOUT_S).text
 
     def still(self):
         """Metrics that have not moved."""
-        return sorted(metric.name for metric in METRICS if not self.largest[moving_name(metric)])
+        return {metric for metric in METRICS if not self._largest[moving_name(metric)]}
+
+    async def scrape_until(self, is_enough):
+        """As long as ``still`` is not enough, and in between whatever asks for more."""
+        deadline = time.monotonic() + TIMEOUT_S
+        await asyncio.to_thread(self.scrape)
+        while not is_enough(self.still()):
+            assert time.monotonic() < deadline, sorted(one.name for one in self.still())
+            await asyncio.sleep(POLL_S)
+            await asyncio.to_thread(self.scrape)
 
 
 def moving_name(metric):
     return metric.exported_name + ("_count" if metric.kind is Kind.HISTOGRAM else "")
 
 
-async def test_each_metric_moves(service):
-    scraper = Scraper()
+async def test_each_metric_moves(service, scraper):
     service.stream(**SHORT)
     service.ask(
         **SHORT | {"pipeline": "parallel", "latent_steps": 100, "on_expert_failure": "continue"}
     )
     async with service.client() as client:
         client.timeout = TIMEOUT_S
-        crowd = ask_many(client)
-        # Its replica dies in the midst of an answer.
-        lost = asyncio.create_task(lose_replica(service, client))
-        deadline = time.monotonic() + TIMEOUT_S
-        while scraper.still() and time.monotonic() < deadline:
-            await asyncio.to_thread(scraper.scrape)
-            await asyncio.sleep(POLL_S)
-            if all(asked.done() for asked in crowd):  # gauges are looked at now and then only
-                crowd += ask_many(client)
-        responses = await asyncio.gather(*crowd)
-        await lost
-    assert {response.status_code for response in responses} == {200}
-    assert scraper.still() == []
+        has_moved = asyncio.Event()
+        crowding = asyncio.create_task(crowd_until(has_moved, client))
+        await scraper.scrape_until(lambda still: still <= {FAILED_ATTEMPTS} or crowding.done())
+        has_moved.set()
+        await crowding
+        await lose_replica(service, client, scraper)
+    assert scraper.still() == set()
     assert 'status="done"' in scraper.text
     assert SHORT["question"] not in scraper.text
 
 
-def ask_many(client):
-    return [
-        asyncio.create_task(client.post("/v1/reason", json=LONG | {"adapters": {"judger": one}}))
-        for one in ("first", "second") * (NUM_CROWD // 2)
-    ]
+async def crowd_until(has_moved, client):
+    """One crowd after the other: gauges are looked at now and then only."""
+    while not has_moved.is_set():
+        adapters = [{"judger": name} for name in ("first", "second") * (NUM_CROWD // 2)]
+        crowd = (client.post("/v1/reason", json=LONG | {"adapters": one}) for one in adapters)
+        responses = await asyncio.gather(*crowd)
+        assert {response.status_code for response in responses} == {200}
 
 
-async def lose_replica(service, client):
+async def lose_replica(service, client, scraper):
+    """In the midst of an answer, which is not waited for once it is known that it was lost."""
     body = LONG | {"stream": True}
     async with client.stream("POST", "/v1/reason", json=body) as response:
-        is_killed = False
         async for message in events_of(response):
-            if message.name == "answer.delta" and not is_killed:
-                is_killed = True
+            if message.name == "answer.delta":
                 await asyncio.to_thread(service.kill_replica, "deciders")
-    assert is_killed
-    assert message.name == "answer.done"
+                await scraper.scrape_until(lambda still: FAILED_ATTEMPTS not in still)
+                return
+    raise AssertionError("the stream ended without an answer")
