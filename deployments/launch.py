@@ -38,6 +38,7 @@ from ray.serve.schema import ApplicationStatus  # noqa: E402
 
 from deployments.ask import AskError, ask, wait_until_ready  # noqa: E402
 from deployments.check import check_file  # noqa: E402
+from deployments.tracing import exporter_names  # noqa: E402
 from deployments.validate import this_machine  # noqa: E402
 
 
@@ -109,6 +110,9 @@ def _local_cluster() -> Iterator[str]:
     try:
         yield f"http://{context.dashboard_url}"
     finally:
+        if exporter_names(os.environ):
+            # Replicas that are stopped, not killed, export the spans that they still have.
+            serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
