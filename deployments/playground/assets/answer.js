@@ -4,6 +4,7 @@ import { byId, element } from "./dom.js";
 import { bytes, count, counted, duration } from "./units.js";
 
 const NOTHING = "The answer appears here as it is spoken.";
+const NOT_YET = "Nobody has spoken yet.";
 const EMPTY = "The answer is empty.";
 
 export function showNoAnswer() {
@@ -15,8 +16,11 @@ export function showNoAnswer() {
 export function showAnswer(run) {
   const place = byId("answer");
   place.setAttribute("aria-busy", String(!run.hasEnded));
-  const text = run.answer === "" && run.result !== null ? EMPTY : run.answer;
-  if (place.textContent !== text) place.textContent = text;
+  if (run.answer !== "") {
+    if (place.textContent !== run.answer) place.textContent = run.answer;
+  } else if (!run.hasEnded || run.result !== null) {
+    place.replaceChildren(element("p", { class: "empty" }, run.hasEnded ? EMPTY : NOT_YET));
+  } else place.replaceChildren();
   byId("totals").replaceChildren(...(run.result === null ? [] : totals(run.result)));
 }
 

@@ -90,6 +90,7 @@ async function ask(pipeline, body, seen) {
   thoughts.clear();
   showNoAnswer();
   view.begin();
+  bringIntoSight(byId("results"));
   try {
     for await (const event of reason(body, running.signal)) view.apply(event);
   } catch (error) {
@@ -146,6 +147,11 @@ class RunView {
     showStatus(statusOf(run));
     this.#seen(run);
   }
+}
+
+/** On a phone the results are below the form. */
+function bringIntoSight(place) {
+  if (place.getBoundingClientRect().top > innerHeight / 2) place.scrollIntoView();
 }
 
 function statusOf(run) {

@@ -33,7 +33,7 @@ def take(browser: Browser, url: str, path: Path, size: tuple[int, int], scheme: 
     with Visitor(browser, size, scheme=scheme) as visitor:
         visitor.open(url)
         visitor.fill(Question=QUESTION, Max_tokens=40, Temperature=0)
-        visitor.press("Compare the modes")
+        visitor.press("Compare modes")
         expect(visitor.status).to_have_text(
             "All three modes have answered.", timeout=ANSWER_TIMEOUT_MS
         )

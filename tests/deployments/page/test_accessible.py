@@ -41,7 +41,7 @@ def ask(visitor):
 
 
 def compare(visitor):
-    visitor.press("Compare the modes")
+    visitor.press("Compare modes")
     expect(visitor.status).to_have_text("All three modes have answered.")
 
 
@@ -74,7 +74,6 @@ def test_axe_finds_nothing_empty_answered_refused_or_compared(browser, url, sche
             if not summary.evaluate("(one) => one.parentElement.open"):
                 summary.click()
         assert run_axe(visitor)[0] == []
-        assert visitor.complaints == []
 
 
 CONTRAST_JS = """(a) => {
@@ -214,7 +213,7 @@ def test_focus_goes_back_when_the_button_under_it_goes(visitor, url, reasoner):
     visitor.page.keyboard.press("Enter")
     expect(visitor.status).to_have_text("Cancelled.")
     assert visitor.page.evaluate("document.activeElement.id") == "ask-button"
-    visitor.forget_complaints("ERR_ABORTED")
+    visitor.expects("ERR_ABORTED")
 
 
 def test_the_answer_is_read_aloud_once_it_is_complete(visitor, url, reasoner):
@@ -239,3 +238,5 @@ def test_wide_and_narrow_show_the_form_before_the_results(browser, url):
             is_beside = form["x"] + form["width"] <= results["x"]
             is_above = form["y"] + form["height"] <= results["y"]
             assert is_beside if size == WIDE else is_above
+            ask(visitor)
+            assert visitor.page.locator("#graph").bounding_box()["y"] < size[1] / 2, "out of sight"

@@ -139,7 +139,7 @@ def test_a_comparison_has_three_answers_a_chart_and_a_table_that_says_the_same(
 ):
     visitor.open(url)
     visitor.fill(Question="Why?", Seed=3)
-    visitor.press("Compare the modes")
+    visitor.press("Compare modes")
     expect(visitor.status).to_have_text("All three modes have answered.")
     assert [(r.mode, r.seed) for r in reasoner.requests] == [
         ("latent", 3),

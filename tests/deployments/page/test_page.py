@@ -77,7 +77,7 @@ def test_experts_are_seen_thinking_at_the_same_time(guest):
 
 
 def test_the_modes_are_compared_in_a_chart_and_a_table(guest):
-    guest.press("Compare the modes")
+    guest.press("Compare modes")
     expect(guest.status).to_have_text("All three modes have answered.", timeout=60_000)
     assert guest.texts("#comparison article h3") == MODES
     assert all(guest.texts("#comparison article .answer"))
@@ -97,7 +97,7 @@ def test_what_the_service_refuses_is_told(guest, service):
     guest.press("Ask")
     expect(guest.alert).to_contain_text("latent_steps")
     expect(guest.field("Latent steps")).to_be_focused()
-    guest.forget_complaints("422")
+    guest.expects("422")
 
 
 def test_a_long_run_is_cancelled_and_leaves_nothing(guest, service):
@@ -108,7 +108,7 @@ def test_a_long_run_is_cancelled_and_leaves_nothing(guest, service):
     guest.press("Cancel")
     expect(guest.status).to_have_text("Cancelled.")
     service.wait_until_idle()
-    guest.forget_complaints("ERR_ABORTED")
+    guest.expects("ERR_ABORTED")
 
 
 def test_replicas_and_adapters_of_the_service_are_shown(guest):

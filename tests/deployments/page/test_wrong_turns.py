@@ -40,7 +40,7 @@ def test_a_missing_and_a_wrong_key_are_told_and_the_right_one_lets_in(visitor, g
     visitor.fill(Question="Why?")
     visitor.press("Ask")
     assert visitor.wait_for_answer() == ANSWER
-    visitor.forget_complaints("401")
+    visitor.expects("401")
 
 
 def test_a_key_stays_in_its_tab_and_goes_when_it_is_forgotten(visitor, guarded_url):
@@ -57,7 +57,7 @@ def test_a_key_stays_in_its_tab_and_goes_when_it_is_forgotten(visitor, guarded_u
     visitor.press("Forget it")
     expect(visitor.alert).to_contain_text("an API key is missing")
     assert visitor.page.evaluate("sessionStorage.length") == 0
-    visitor.forget_complaints("401")
+    visitor.expects("401")
 
 
 def test_what_can_be_no_key_is_not_sent(visitor, guarded_url):
@@ -65,7 +65,7 @@ def test_what_can_be_no_key_is_not_sent(visitor, guarded_url):
     expect(visitor.alert).to_contain_text("an API key is missing")
     enter_key(visitor, "schlüssel mit blank")
     expect(visitor.alert).to_contain_text("This can be no key")
-    visitor.forget_complaints("401")
+    visitor.expects("401")
 
 
 def test_a_missing_question_is_told_before_anything_is_sent(visitor, url, reasoner):
@@ -101,7 +101,7 @@ def test_a_refused_field_is_named_marked_and_gone_to(visitor, url, reasoner):
     visitor.wait_for_answer()
     expect(visitor.alert).to_be_empty()
     expect(visitor.page.locator("[aria-invalid=true]")).to_have_count(0)
-    visitor.forget_complaints("422")
+    visitor.expects("422")
 
 
 def test_a_limit_says_when_to_try_again(visitor, reasoner):
@@ -117,7 +117,7 @@ def test_a_limit_says_when_to_try_again(visitor, reasoner):
         expect(visitor.alert).to_contain_text("max_requests_per_minute of this key is 6")
         hint = re.compile(r"Try again in \d+ seconds?, at \d\d:\d\d:\d\d\.")
         expect(visitor.alert).to_contain_text(hint)
-        visitor.forget_complaints("401|429")
+        visitor.expects("401|429")
 
 
 def test_a_busy_service_says_when_to_try_again_whatever_answers_for_it(visitor, url):
@@ -128,7 +128,7 @@ def test_a_busy_service_says_when_to_try_again_whatever_answers_for_it(visitor, 
     visitor.press("Ask")
     expect(visitor.alert).to_contain_text("Too many requests in queue")
     expect(visitor.alert).to_contain_text("Try again in 1 second, at ")
-    visitor.forget_complaints("503")
+    visitor.expects("503")
 
 
 CUT = (
@@ -172,7 +172,7 @@ def test_a_service_that_is_gone_is_told(visitor, url):
     visitor.page.route("**/v1/reason", lambda route: route.abort("connectionrefused"))
     visitor.press("Ask")
     expect(visitor.alert).to_contain_text("The service cannot be reached.")
-    visitor.forget_complaints("ERR_CONNECTION_REFUSED")
+    visitor.expects("ERR_CONNECTION_REFUSED")
 
 
 def test_a_running_question_can_be_cancelled_and_the_service_hears_of_it(visitor, url, reasoner):
@@ -187,7 +187,7 @@ def test_a_running_question_can_be_cancelled_and_the_service_hears_of_it(visitor
     expect(visitor.status).to_have_text("Cancelled.")
     assert reasoner.has_left.wait(5.0), "the service goes on for nobody"
     expect(visitor.alert).to_be_empty()
-    visitor.forget_complaints("ERR_ABORTED")
+    visitor.expects("ERR_ABORTED")
     reasoner.may_go_on.set()
     visitor.press("Ask")
     assert visitor.wait_for_answer() == ANSWER
@@ -197,7 +197,7 @@ def test_a_comparison_ends_with_the_first_mode_that_fails(visitor, url, reasoner
     reasoner.error, reasoner.fails_at = EngineError("nobody is there."), 2
     visitor.open(url)
     visitor.fill(Question="Why?")
-    visitor.press("Compare the modes")
+    visitor.press("Compare modes")
     expect(visitor.alert).to_contain_text("nobody is there.")
     states = visitor.texts("#comparison article .hint")
     assert states == ["nobody is there.", "not asked", "not asked"]

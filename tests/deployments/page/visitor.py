@@ -1,11 +1,14 @@
 """Somebody who opens the page: what they do, what they see, and what their browser complains of."""
 
 import re
+import time
 from typing import Any, Self
 
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, Response, expect
 
 TIMEOUT_MS = 20_000
+COMPLAINTS_S = 5.0
+POLL_MS = 50.0
 WIDE = (1280, 900)
 NARROW = (375, 812)
 NARROWEST = (360, 740)
@@ -18,7 +21,8 @@ _REPORT_VIOLATIONS = """
 
 
 class Visitor:
-    """``complaints``: errors and warnings of the console, failed requests, refused answers."""
+    """Whoever leaves is asked for complaints: errors and warnings of the console, failed requests
+    and refused answers fail the test, but for those that it ``expects``."""
 
     def __init__(
         self, browser: Browser, size: tuple[int, int] = WIDE, *, scheme: str = "light"
@@ -31,9 +35,10 @@ class Visitor:
         self._context.set_default_timeout(TIMEOUT_MS)
         self._context.add_init_script(_REPORT_VIOLATIONS)
         self.page: Page = self._context.new_page()
-        self.complaints: list[str] = []
+        self._complaints: list[str] = []
+        self._expected: list[str] = []
         self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.complaints.append(f"uncaught: {error}"))
+        self.page.on("pageerror", lambda error: self._complaints.append(f"uncaught: {error}"))
         self.page.on("requestfailed", self._note_failure)
         self.page.on("response", self._note_refusal)
 
@@ -41,7 +46,10 @@ class Visitor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._context.close()
+        try:
+            self._check_complaints()
+        finally:
+            self._context.close()
 
     def open(self, url: str) -> None:
         """Load the page and wait until it knows what can be asked for."""
@@ -84,11 +92,21 @@ class Visitor:
         found = self.page.locator(selector).all()
         return [one.get_attribute(name) or "" for one in found]
 
-    def forget_complaints(self, pattern: str) -> None:
-        """Those that the test meant to cause; fails if there is none."""
-        expected = [one for one in self.complaints if re.search(pattern, one)]
-        assert expected, f"nothing like {pattern!r} in {self.complaints}"
-        self.complaints = [one for one in self.complaints if one not in expected]
+    def expects(self, pattern: str) -> None:
+        """There has to be a complaint like this by the end, and any number of them may be."""
+        self._expected.append(pattern)
+
+    def _check_complaints(self) -> None:
+        """Some come later than what they are about."""
+        deadline = time.monotonic() + COMPLAINTS_S
+        while missing := [one for one in self._expected if not self._are_like(one)]:
+            assert time.monotonic() < deadline, f"nothing like {missing} in {self._complaints}"
+            self.page.wait_for_timeout(POLL_MS)
+        known = [complaint for one in self._expected for complaint in self._are_like(one)]
+        assert [one for one in self._complaints if one not in known] == []
+
+    def _are_like(self, pattern: str) -> list[str]:
+        return [one for one in self._complaints if re.search(pattern, one)]
 
     def call(self, module: str, expression: str, *arguments: Any) -> Any:
         """What an expression over a module of the page, ``m``, and arguments, ``a``, gives."""
@@ -97,11 +115,11 @@ class Visitor:
 
     def _hear(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
-            self.complaints.append(f"console: {message.text} ({message.location.get('url')})")
+            self._complaints.append(f"console: {message.text} ({message.location.get('url')})")
 
     def _note_failure(self, request: Request) -> None:
-        self.complaints.append(f"failed: {request.method} {request.url}: {request.failure}")
+        self._complaints.append(f"failed: {request.method} {request.url}: {request.failure}")
 
     def _note_refusal(self, response: Response) -> None:
         if response.status >= 400:
-            self.complaints.append(f"refused: {response.status} {response.url}")
+            self._complaints.append(f"refused: {response.status} {response.url}")
