@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
 
-from deployments.api.access import Access, install_access
+from deployments.api.access import PUBLIC_PATHS, Access, install_access
 from deployments.api.adapters import AdapterAdmin, add_adapter_routes
 from deployments.api.batch import add_batch_route
 from deployments.api.catalogue import add_catalogue_routes
@@ -22,6 +22,7 @@ from deployments.api.errors import (
 from deployments.api.keys import open_keys
 from deployments.api.openai.models import ChatModels
 from deployments.api.openai.routes import add_chat_routes
+from deployments.api.openapi import ServiceLimits, describe_calls
 from deployments.api.request_span import RequestSpan
 from deployments.api.streaming import AS_EVENTS, HEADERS, MEDIA_TYPE, server_sent_events
 from deployments.args import AppArgs
@@ -32,14 +33,17 @@ from deployments.playground.routes import add_page
 from deployments.reasoner import Reasoner
 from deployments.tracing import NO_TRACING, Tracing, open_tracing
 from deployments.transport import GroupHandle, object_store_bytes, rename_request, this_place
+from latentmas_core.config import JsonBool
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
+
+NO_LIMITS = ServiceLimits()
 
 
 class ReasonBody(ReasonRequest):
     """The body of ``POST /v1/reason``; unknown fields are refused."""
 
-    stream: bool = False
+    stream: JsonBool = False
 
     def as_request(self) -> ReasonRequest:
         return ReasonRequest.model_validate(self.model_dump(exclude={"stream"}))
@@ -51,10 +55,14 @@ def build_http_app(
     models: ChatModels,
     access: Access | None = None,
     tracing: Tracing = NO_TRACING,
+    *,
+    limits: ServiceLimits = NO_LIMITS,
 ) -> FastAPI:
-    """All routes over one reasoner; open to everyone without ``access``."""
+    """All routes over one reasoner; open to everyone without ``access``. ``limits`` are told, not
+    kept: that is the engines' and the keys' part."""
     app = FastAPI(title="LatentMAS on Ray Serve", redoc_url=None, responses=ERROR_RESPONSES)
     install_error_handlers(app)
+    describe_calls(app, PUBLIC_PATHS, limits)
     access = access or Access()
     install_access(app, access)
     if tracing.is_on:
@@ -118,10 +126,22 @@ class Ingress:
         self._tracing = open_tracing(os.environ, instance=this_place().replica)
         budget = TransferBudget(max_bytes)
         reasoner = Reasoner(args, handles, budget, RayRecorder(), self._tracing)
-        self._app = build_http_app(reasoner, admin, ChatModels.of(args), access, self._tracing)
+        models = ChatModels.of(args)
+        self._app = build_http_app(
+            reasoner, admin, models, access, self._tracing, limits=limits_of(args)
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app
 
     async def __del__(self) -> None:
         await self._tracing.close()
+
+
+def limits_of(args: AppArgs) -> ServiceLimits:
+    """A group may allow fewer steps, and a key of its own limits fewer tokens: they say so then."""
+    limits = args.access.limits
+    steps = max(args.engine_of(group).max_latent_steps for group in args.groups)
+    if limits.max_latent_steps is not None:
+        steps = min(steps, limits.max_latent_steps)
+    return ServiceLimits(limits.max_tokens, steps)

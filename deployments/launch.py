@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deployments.proxy import ENVIRONMENT
+
 HOST = "127.0.0.1"
 SAMPLE_QUESTION = "What is the capital of France?"
 READY_TIMEOUT_S = 300.0
@@ -30,6 +32,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # On one machine a replica that cannot start will not start the next time either.
 os.environ.setdefault("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1")
+for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
 
 import httpx  # noqa: E402
 import ray  # noqa: E402

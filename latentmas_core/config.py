@@ -2,19 +2,34 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, StringConstraints
 
 MAX_LATENT_STEPS = 512
 MAX_TOP_K = 2**31 - 1
 MAX_TOP_LOGPROBS = 20
+MAX_SEED = 2 * 10**19  # any of 64 bits, and a number that readers of JSON agree on
 MAX_ADAPTER_WEIGHT = 100.0
 
 # The constraint also refuses lone surrogates, which no tokenizer can read.
 Text = Annotated[str, StringConstraints(min_length=1)]
 
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# Types as JSON has them: "5" is no number, 1 is not true, and 5.0 is an integer.
+JsonNumber = Annotated[float, Strict()]
+JsonBool = Annotated[bool, Strict()]
+NumTokens = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
+NumSteps = Annotated[int, Field(strict=True, ge=0, le=MAX_LATENT_STEPS), BeforeValidator(_whole)]
+NumLogprobs = Annotated[int, Field(strict=True, ge=0, le=MAX_TOP_LOGPROBS), BeforeValidator(_whole)]
+TopK = Annotated[int, Field(strict=True, ge=1, le=MAX_TOP_K), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(strict=True, ge=-MAX_SEED, le=MAX_SEED), BeforeValidator(_whole)]
+
 # The name of a loaded adapter, or several, each with its weight.
 AdapterWeight = Annotated[
-    float, Field(ge=-MAX_ADAPTER_WEIGHT, le=MAX_ADAPTER_WEIGHT, allow_inf_nan=False)
+    JsonNumber, Field(ge=-MAX_ADAPTER_WEIGHT, le=MAX_ADAPTER_WEIGHT, allow_inf_nan=False)
 ]
 AdapterChoice = Text | Annotated[dict[Text, AdapterWeight], Field(min_length=1)]
 

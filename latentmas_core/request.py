@@ -8,12 +8,16 @@ from pydantic_core import PydanticCustomError
 
 from latentmas_core.chat import ChatMessage, Conversation, ToolSpec, check_order
 from latentmas_core.config import (
-    MAX_LATENT_STEPS,
-    MAX_TOP_K,
-    MAX_TOP_LOGPROBS,
     AdapterChoice,
     FrozenModel,
+    JsonBool,
+    JsonNumber,
+    NumLogprobs,
+    NumSteps,
+    NumTokens,
+    Seed,
     Text,
+    TopK,
 )
 from latentmas_core.latent.memory import MergeRule
 
@@ -103,23 +107,23 @@ class ReasonRequest(FrozenModel):
     tools: tuple[ToolSpec, ...] = ()
     pipeline: str = DEFAULT_PIPELINE
     mode: Mode = Mode.LATENT
-    latent_steps: int | None = Field(default=None, ge=0, le=MAX_LATENT_STEPS)
+    latent_steps: NumSteps | None = None
     handoff: Handoff = Handoff.KV
     carry: Carry = Carry.ALL
     merge: MergeRule | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
-    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
-    top_k: int | None = Field(default=None, ge=1, le=MAX_TOP_K)
-    seed: int | None = None
+    max_tokens: NumTokens | None = None
+    temperature: JsonNumber | None = Field(default=None, ge=0.0, le=2.0)
+    top_p: JsonNumber | None = Field(default=None, gt=0.0, le=1.0)
+    top_k: TopK | None = None
+    seed: Seed | None = None
     stop: tuple[Text, ...] = ()
-    ignore_eos: bool = False
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    ignore_eos: JsonBool = False
+    logprobs: NumLogprobs | None = None
     system_prompt: Text | None = None
     adapters: dict[Text, AdapterChoice | None] = Field(default_factory=dict)
-    max_wait_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
-    timeout_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
-    stage_timeout_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    max_wait_s: JsonNumber | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    timeout_s: JsonNumber | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    stage_timeout_s: JsonNumber | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     on_expert_failure: OnExpertFailure | None = None
     trace: Trace = Trace.OFF
 

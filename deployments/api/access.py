@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments.access import AccessConfig, Caller, Right, set_caller
 from deployments.api.body import BodyReader
 from deployments.api.errors import ErrorKind, error_response
+from deployments.api.failures import PlainFailures
 from deployments.api.key_docs import describe_keys
 from deployments.api.keys import KeyRing
 from deployments.api.limits import CallerLimits, OverLimit
@@ -61,6 +62,7 @@ def install_access(app: FastAPI, access: Access) -> None:
         describe_keys(app, PUBLIC_PATHS)
     app.add_middleware(BodyReader, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
     app.add_middleware(Gate, access=access)
+    app.add_middleware(PlainFailures)
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from deployments.api.errors import ErrorKind, error_response
 from deployments.args import AdaptersConfig
-from latentmas_core.config import FrozenModel, Text
+from latentmas_core.config import FrozenModel, JsonBool, Text
 from latentmas_core.errors import AdapterError, ConfigError
 from latentmas_core.lora.library import AdapterInfo, AdapterSource
 from latentmas_core.lora.registry import AdapterRegistry, check_base
@@ -25,7 +25,7 @@ class LoadBody(FrozenModel):
     lora_name: Name
     lora_path: Text | None = None
     revision: Text | None = None
-    pinned: bool = False
+    pinned: JsonBool = False
 
 
 class UnloadBody(FrozenModel):

@@ -24,7 +24,7 @@ from deployments.api.errors import (
 from deployments.api.limits import CallerLimits
 from latentmas_core.config import FrozenModel
 from latentmas_core.errors import LatentMASError
-from latentmas_core.request import ReasonRequest
+from latentmas_core.request import Question, ReasonRequest
 from latentmas_core.result import Result
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class BatchBody(FrozenModel):
         tuple[
             Annotated[
                 ReasonRequest,
-                BeforeValidator(_as_request, json_schema_input_type=str | ReasonRequest),
+                BeforeValidator(_as_request, json_schema_input_type=Question | ReasonRequest),
             ],
             ...,
         ],

@@ -68,6 +68,7 @@ class ErrorKind(NamedTuple):
 
 
 INVALID_REQUEST = ErrorKind(422, "invalid_request_error", "invalid_request")
+UNSUPPORTED_MEDIA_TYPE = ErrorKind(415, "invalid_request_error", "unsupported_media_type")
 INTERNAL = ErrorKind(500, "server_error", "internal_error")
 INTERNAL_MESSAGE = "internal error; see the log of the service."
 
@@ -85,6 +86,7 @@ _KINDS: dict[type[LatentMASError], ErrorKind] = {
 }
 
 # What the framework itself refuses.
+INVALID_REQUEST_BY_FRAMEWORK = 400
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -94,9 +96,13 @@ def kind_of(error: LatentMASError) -> ErrorKind:
 
 def for_call(path: str, kind: ErrorKind) -> ErrorKind:
     """The kind with the status that clients of the call at ``path`` expect."""
-    is_openai = any(call in path for call in _OPENAI_CALLS)
-    status = _OPENAI_STATUS.get(kind.status, kind.status) if is_openai else kind.status
-    return kind._replace(status=status)
+    if not is_openai_call(path):
+        return kind
+    return kind._replace(status=_OPENAI_STATUS.get(kind.status, kind.status))
+
+
+def is_openai_call(path: str) -> bool:
+    return any(call in path for call in _OPENAI_CALLS)
 
 
 def error_detail(kind: ErrorKind, message: str, param: str | None) -> ErrorDetail:
@@ -138,10 +144,20 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        sent_as = request.headers.get("content-type")
+        if isinstance(error.body, bytes):  # else it would have been read
+            return error_response(
+                UNSUPPORTED_MEDIA_TYPE,
+                f"content-type is {(sent_as or 'missing')[:100]!r}; calls here read JSON. Send it "
+                "as application/json.",
+            )
         return error_response(for_call(request.url.path, INVALID_REQUEST), *_first_problem(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == INVALID_REQUEST_BY_FRAMEWORK:
+            kind = for_call(request.url.path, INVALID_REQUEST)
+            return error_response(kind, "the body cannot be read as JSON. Send one JSON object.")
         code = _HTTP_CODES.get(error.status_code, "http_error")
         kind = ErrorKind(error.status_code, "invalid_request_error", code)
         response = error_response(
@@ -161,7 +177,7 @@ def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:
     if problem["type"] == "json_invalid":
         return "the body is not valid JSON. Send one JSON object.", None
     if problem["type"] == "model_attributes_type" and field is None:
-        return "the body is no JSON object. Send one as content-type application/json.", None
+        return "the body is no JSON object. Send one.", None
     got = problem.get("input")
     shown = repr(got) if isinstance(got, str | int | float | bool | None) else type(got).__name__
     if len(shown) > 100:

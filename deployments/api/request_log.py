@@ -1,6 +1,5 @@
-"""Each request gets an id and one line in the log; what nobody expected becomes a plain 500."""
+"""Each request gets an id and one line in the log."""
 
-import asyncio
 import logging
 import secrets
 import time
@@ -11,7 +10,6 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.api.errors import INTERNAL, INTERNAL_MESSAGE, error_response
 from deployments.logs import begin_request, log_event
 from deployments.tracing import current_trace_id
 
@@ -58,17 +56,9 @@ class RequestLog:
         started_at = time.perf_counter()
         try:
             await self._app(scope, receive, answer.send)
-        except asyncio.CancelledError:
+        except BaseException:
             answer.is_cut = True
             raise
-        except Exception as error:
-            path = shown(scope["path"])
-            logger.error("%s %s failed", scope["method"], path, exc_info=error)
-            if answer.status is not None:
-                answer.is_cut = True
-                raise  # the server closes the connection, and the client sees that it is cut
-            response = error_response(INTERNAL, INTERNAL_MESSAGE)
-            await response(scope, receive, answer.send)
         finally:
             _log(scope, answer, notes, request_id, time.perf_counter() - started_at)
 

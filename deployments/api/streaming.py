@@ -28,11 +28,44 @@ MEDIA_TYPE = "text/event-stream"
 # What lies between must hand every message on at once.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
+
+def event_schema(content: dict[str, Any], *names: str) -> dict[str, Any]:
+    """What OpenAPI says of a message of a stream with JSON in it; ``names`` are what it is called,
+    none if it is not."""
+    fields: dict[str, Any] = {
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": content,
+        }
+    }
+    if names:
+        fields["event"] = {"type": "string", "enum": list(names)}
+    return {"type": "object", "properties": fields, "required": list(fields)}
+
+
+ERROR_SCHEMA = {"$ref": "#/components/schemas/ErrorBody"}
+_AT_MS = {"at_ms": {"type": "number", "minimum": 0}}
+
 # What OpenAPI says of a call that may answer with a stream.
 AS_EVENTS = {
     "description": "The result or, with `stream`, server-sent events; the last is `answer.done` "
     "or `error` (docs/http.md).",
-    "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+    "content": {
+        MEDIA_TYPE: {
+            "schema": {
+                "anyOf": [
+                    event_schema(
+                        {"type": "object", "properties": _AT_MS, "required": ["at_ms"]},
+                        *("stage.started", "stage.finished", "stage.retried", "stage.failed"),
+                        *("agent.started", "agent.phase", "agent.thought", "agent.finished"),
+                        *("answer.delta", "answer.done"),
+                    ),
+                    event_schema(ERROR_SCHEMA, "error"),
+                ]
+            }
+        }
+    },
 }
 
 # Characters that many readers of lines, Python's among them, take for the end of one.

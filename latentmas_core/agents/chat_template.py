@@ -1,7 +1,7 @@
 """A model's own chat template: rendering with it, and which messages it has a place for.
 
-A template that knows nothing of tools leaves them out without a word, so it is tried first: what it
-would drop is refused by name.
+A template that knows nothing of tools, or of a system message, may leave them out without a word,
+so it is tried first: what it would drop is refused by name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,8 @@ _TALK = (
     ChatMessage(role="assistant", tool_calls=(_CALL,)),
     ChatMessage(role="tool", content="probe_result", tool_call_id="probe0001"),
 )
+_SYSTEM = {"role": "system", "content": "probe_system"}
+_USER = {"role": "user", "content": "probe_user"}
 
 
 # What templates raise: on purpose, or over an input that they did not expect.
@@ -84,8 +86,12 @@ def tool_support(tokenizer: "PreTrainedTokenizerBase") -> ToolSupport:
 
     Tools count only if calls are written in a way that is understood when the model does so.
     """
-    template = str(tokenizer.chat_template)
-    return _tried(_Hashable(tokenizer, template))
+    return _tried_with_tools(_Hashable(tokenizer, str(tokenizer.chat_template)))
+
+
+def has_system_role(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """False for a template that refuses or drops a system message, but takes a user's alone."""
+    return _tried_with_system(_Hashable(tokenizer, str(tokenizer.chat_template)))
 
 
 class _Hashable:
@@ -103,7 +109,23 @@ class _Hashable:
 
 
 @lru_cache(maxsize=8)
-def _tried(key: _Hashable) -> ToolSupport:
+def _tried_with_system(key: _Hashable) -> bool:
+    try:
+        return str(_SYSTEM["content"]) in _render(key.tokenizer, [_SYSTEM, _USER], ())
+    except _REFUSALS:
+        return not _takes(key.tokenizer, _USER)
+
+
+def _takes(tokenizer: "PreTrainedTokenizerBase", message: Mapping[str, Any]) -> bool:
+    try:
+        _render(tokenizer, [message], ())
+    except _REFUSALS:
+        return False
+    return True
+
+
+@lru_cache(maxsize=8)
+def _tried_with_tools(key: _Hashable) -> ToolSupport:
     talk = [message.as_template_input() for message in _TALK]
     try:
         rendered = _render(key.tokenizer, talk, [_TOOL.as_template_input()])

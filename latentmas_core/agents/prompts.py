@@ -13,6 +13,7 @@ from latentmas_core.agents.chat_template import check_template_takes, render
 from latentmas_core.agents.config import AgentConfig
 from latentmas_core.agents.instructions import Situation, fill
 from latentmas_core.chat import Conversation, ToolSpec
+from latentmas_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,13 +32,19 @@ def build_messages(
     transcript: Sequence[tuple[str, str]] = (),
     system_prompt: str | None = None,
     conversation: Conversation = NOTHING_SAID,
+    has_system_role: bool = True,
 ) -> list[Message]:
     """What ``agent`` is told: a system message, what was said before, and a user message.
 
     ``transcript`` holds (agent, text) of those who spoke before. ``system_prompt`` is the
     requester's own: every agent of a run is given it, in front of what its role says. An agent that
     is not shown the question thinks behind a memory that has seen it and the conversation.
+
+    Without ``has_system_role`` what a role says stands in front of the user message; ConfigError if
+    the requester has system messages too: those are not ours to move.
     """
+    if not has_system_role:
+        _check_no_system(system_prompt, conversation)
     own_system_prompt = fill(agent.system_prompt, {"role": agent.role})
     system = "\n\n".join(text for text in (system_prompt, own_system_prompt) if text)
     template = agent.instructions.template_for(situation)
@@ -45,12 +52,26 @@ def build_messages(
     user = fill(
         template, {"question": question, "transcript": _rendered(transcript), "role": agent.role}
     )
+    user = user if template == QUESTION else user.strip()
+    if system and not has_system_role:
+        system, user = "", f"{system}\n\n{user}"
     return [
         *([{"role": "system", "content": system}] if system else []),
         *(message.as_template_input() for message in before),
-        {"role": "user", "content": user if template == QUESTION else user.strip()},
+        {"role": "user", "content": user},
         *(message.as_template_input() for message in since),
     ]
+
+
+def _check_no_system(system_prompt: str | None, conversation: Conversation) -> None:
+    in_history = any(message.role == "system" for message in conversation.before)
+    if system_prompt or in_history:
+        param = "system_prompt" if system_prompt else "history"
+        raise ConfigError(
+            f"a system message ({param}) cannot be used: the chat template of this model has no "
+            "place for one. Leave it out, or say it in the question.",
+            param=param,
+        )
 
 
 def encode_prompt(

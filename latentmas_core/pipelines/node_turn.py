@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from latentmas_core.agents.chat_template import has_system_role
 from latentmas_core.agents.config import AgentConfig
 from latentmas_core.agents.prompts import build_messages, encode_prompt
 from latentmas_core.engine.lens import LensReading
@@ -157,6 +158,7 @@ class NodeTurn:
             transcript=[(said.agent, said.text) for said in self._found.transcript],
             system_prompt=self._request.system_prompt,
             conversation=self._request.conversation,
+            has_system_role=has_system_role(self._engine.tokenizer),
         )
         tools = self._request.tools if self._seat.is_speaker else ()
         return encode_prompt(self._engine.tokenizer, messages, tools)

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from latentmas_core.agents.assistant import assistant_agent
-from latentmas_core.agents.chat_template import tool_support
+from latentmas_core.agents.chat_template import has_system_role, tool_support
 from latentmas_core.agents.config import AgentConfig, default_agents
 from latentmas_core.agents.instructions import Situation
 from latentmas_core.agents.prompts import build_messages, encode_prompt
@@ -159,3 +159,46 @@ def test_order_of_messages_that_a_template_refuses_is_a_wrong_request():
     messages = messages_of(assistant_agent(), Conversation(BEFORE[:1]))
     with pytest.raises(ConfigError, match="roles alternate"):
         encode_prompt(tokenizer, messages)
+
+
+REFUSES_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}"
+)
+DROPS_SYSTEM = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+
+
+@pytest.fixture(params=[REFUSES_SYSTEM, DROPS_SYSTEM], ids=["refuses", "drops"])
+def without_system(request):
+    tokenizer = make_scripted_tokenizer()
+    tokenizer.chat_template = request.param + tokenizer.chat_template
+    return tokenizer
+
+
+def test_template_without_a_system_role_is_known_as_one(with_tools, without_tools, without_system):
+    assert has_system_role(with_tools)
+    assert has_system_role(without_tools)
+    assert not has_system_role(without_system)
+
+
+def test_role_is_told_to_the_user_where_there_is_no_system_role(without_system):
+    agent = AgentConfig.planner()
+    messages = messages_of(agent, Conversation(BEFORE), Situation.FIRST, has_system_role=False)
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert messages[-1]["content"].startswith(f"{agent.system_prompt}\n\n")
+    prompt = without_system.decode(encode_prompt(without_system, messages))
+    assert agent.system_prompt in prompt
+    assert QUESTION.strip() in prompt
+
+
+@pytest.mark.parametrize(
+    ("options", "before", "param"),
+    [
+        ({"system_prompt": "Be brief."}, (), "system_prompt"),
+        ({}, (ChatMessage(role="system", content="Be brief."),), "history"),
+    ],
+)
+def test_system_message_that_a_template_has_no_place_for_is_refused_by_name(options, before, param):
+    with pytest.raises(ConfigError, match="no place") as caught:
+        messages_of(assistant_agent(), Conversation(before), has_system_role=False, **options)
+    assert caught.value.param == param

@@ -22,9 +22,12 @@ from deployments.api.openai.models import ChatModels
 from deployments.app import build_app
 from deployments.args import AdaptersConfig, AppArgs
 from deployments.ingress import build_http_app
+from deployments.proxy import ENVIRONMENT
 from tests.deployments.fake_reasoner import OFFERED, FakeReasoner
 from tests.deployments.otlp import Receiver
 from tests.deployments.service import Service
+
+os.environ.update(ENVIRONMENT)
 
 Deploy = Callable[[dict[str, Any]], Service]
 

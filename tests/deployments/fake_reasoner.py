@@ -127,12 +127,13 @@ class FakeDirectory:
 
 
 class FakeReasoner:
-    """Says ``EVENTS``; ``error`` is raised in front of the event number ``fails_at``.
+    """Says ``events``; ``error`` is raised in front of the event number ``fails_at``.
 
     ``failures`` maps questions to what is raised when they are answered.
     """
 
     def __init__(self):
+        self.events = EVENTS
         self.error = None
         self.fails_at = 0
         self.missing = []
@@ -156,7 +157,7 @@ class FakeReasoner:
         if request.question in self.failures:
             raise self.failures[request.question]
         try:
-            for number, event in enumerate(EVENTS):
+            for number, event in enumerate(self.events):
                 if self.error is not None and number == self.fails_at:
                     raise self.error
                 yield event

@@ -28,6 +28,10 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
+    def present(self, key: str) -> None:
+        """Bear an API key from now on."""
+        self._http.headers["authorization"] = f"Bearer {key}"
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"

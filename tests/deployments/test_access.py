@@ -320,3 +320,14 @@ async def test_configured_web_page_may_call_and_reads_refusals_too(reasoner):
         assert response.headers["access-control-allow-origin"] == "https://app.example"
         response = await client.get("/v1/stats", headers={"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in response.headers
+
+
+async def test_configured_web_page_reads_an_internal_error_too(reasoner):
+    reasoner.error = RuntimeError("broken")
+    app = make_app(reasoner, make_access(cors_origins=["https://app.example"]))
+    async with client_of(app, ALICE) as client:
+        headers = {"origin": "https://app.example", "x-request-id": "mine"}
+        response = await client.post("/v1/reason", json={"question": "Why?"}, headers=headers)
+    assert_error(response, 500, code="internal_error", type_="server_error")
+    assert response.headers["access-control-allow-origin"] == "https://app.example"
+    assert response.headers["x-request-id"] == "mine"

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from deployments.api.body import MAX_INLINE_BYTES
 from tests.deployments.fake_reasoner import FakeReasoner
 from tests.deployments.http_calls import ask, assert_error, post_json
 from tests.deployments.keys import ALICE, client_of, make_access, make_app
@@ -133,6 +134,35 @@ async def test_what_json_does_not_call_a_number_is_refused_by_its_place(client, 
     response = await post_json(client, content)
     message = assert_error(response, 422, code="invalid_request", param=param)
     assert "NaN" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b'{"question": "Why?", "question": "How?"}', "question"),
+        (b'{"question": "Why?", "adapters": {"judger": "a", "judger": "b"}}', "judger"),
+        (b'{"question": "Why?", "\\u0071uestion": "How?"}', "question"),
+    ],
+)
+async def test_field_that_stands_twice_is_refused_by_name(client, reasoner, content, name):
+    response = await post_json(client, content)
+    message = assert_error(response, 422, code="invalid_request", param=name)
+    assert "more than once" in message
+    assert not reasoner.requests
+
+
+async def test_large_body_is_looked_at_as_closely(client):
+    long = b'{"question": "' + b"x" * MAX_INLINE_BYTES + b'", "temperature": NaN}'
+    response = await post_json(client, long)
+    assert_error(response, 422, code="invalid_request", param="temperature")
+
+
+@pytest.mark.parametrize("depth", range(850, 1000, 10))
+async def test_body_of_any_depth_is_a_clients_error(client, depth):
+    for begin, end in ((b"[", b"]"), (b'{"a":', b"}")):
+        nested = begin * depth + b"NaN" + end * depth
+        response = await post_json(client, b'{"question": "Why?", "deep": ' + nested + b"}")
+        assert_error(response, 422, code="invalid_request", param=response.json()["error"]["param"])
 
 
 async def test_words_that_look_like_no_numbers_may_be_asked_about(client, reasoner):

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from latentmas_core.errors import ContextLengthError, EngineError
-from latentmas_core.request import Mode
-from tests.deployments.fake_reasoner import ANSWER, INFO
+from latentmas_core.events import AgentThought
+from latentmas_core.request import Mode, Trace
+from tests.deployments.fake_reasoner import ANSWER, EVENTS, INFO, LENS_STEP
 from tests.deployments.http_calls import assert_error
 
 USER = {"role": "user", "content": "Why?"}
@@ -176,6 +177,23 @@ async def test_stream_brings_the_answer_in_chunks(client):
     assert last["latentmas"]["pipeline"] == "hierarchical"
     assert {chunk["id"] for chunk in (first, *deltas, last)} == {first["id"]}
     assert not any("usage" in chunk for chunk in (first, *deltas, last))
+
+
+async def test_stream_tells_what_thoughts_were_close_to(client, reasoner):
+    thoughts = [AgentThought("planner", 1, LENS_STEP), AgentThought("planner", 1)]
+    reasoner.events = (*EVENTS[:2], *thoughts, *EVENTS[2:])
+    response = await chat(client, stream=True, latentmas={"trace": "lens"})
+    assert reasoner.requests[-1].trace is Trace.LENS
+    _, thought, *others = chunks_of(response)
+    assert thought["latentmas"] == {
+        "event": "agent.thought",
+        "agent": "planner",
+        "latent_steps": 1,
+        "lens": LENS_STEP.model_dump(mode="json"),
+    }
+    assert thought["choices"][0]["delta"] == {}
+    assert thought["choices"][0]["finish_reason"] is None
+    assert [c["latentmas"]["pipeline"] for c in others if "latentmas" in c] == ["hierarchical"]
 
 
 async def test_stream_ends_with_usage_where_it_is_asked_for(client):

@@ -1,10 +1,11 @@
 """What a client can get wrong: each is refused with its field, value, limit and remedy."""
 
+import gzip
 import json
 
 import pytest
 
-from latentmas_core.request import MAX_LATENT_STEPS
+from latentmas_core.config import MAX_LATENT_STEPS
 from tests.deployments.http_calls import ask, assert_error, post_json
 
 
@@ -120,10 +121,64 @@ async def test_json_that_is_no_object_is_422(client, body):
     assert_error(response, 422, code="invalid_request")
 
 
-async def test_body_that_is_not_sent_as_json_is_told_how_to(client):
-    response = await client.post("/v1/reason", data={"question": "Why?"})
-    message = assert_error(response, 422, code="invalid_request")
+@pytest.mark.parametrize("path", ["/v1/reason", "/v1/chat/completions", "/v1/load_lora_adapter"])
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/x-www-form-urlencoded",
+        "text/plain",
+        "text/json",
+        "multipart/form-data",
+        "x",
+        "",
+    ],
+)
+async def test_body_that_is_not_sent_as_json_is_told_how_to(client, reasoner, path, content_type):
+    headers = {"content-type": content_type} if content_type else {}
+    response = await client.post(path, content=b'{"question": "Why?"}', headers=headers)
+    message = assert_error(response, 415, code="unsupported_media_type")
     assert "application/json" in message
+    assert repr(content_type or "missing") in message
+    assert not reasoner.requests
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "Application/JSON; charset=utf-8", "application/x+json"]
+)
+async def test_body_may_be_called_json_in_other_ways(client, content_type):
+    headers = {"content-type": content_type}
+    body = b'{"question": "Why?"}'
+    response = await client.post("/v1/reason", content=body, headers=headers)
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", "nonsense"])
+async def test_compressed_body_is_refused_unread(client, reasoner, encoding):
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    body = gzip.compress(b'{"question": "Why?"}')
+    response = await client.post("/v1/reason", content=body, headers=headers)
+    message = assert_error(response, 415, code="unsupported_media_type")
+    assert repr(encoding) in message
+    assert not reasoner.requests
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("latent_steps", "3"),
+        ("latent_steps", True),
+        ("temperature", "0.5"),
+        ("temperature", False),
+        ("ignore_eos", 1),
+        ("ignore_eos", "true"),
+        ("stream", "yes"),
+        ("seed", 10**20),
+        ("seed", "1"),
+    ],
+)
+async def test_value_of_another_type_is_not_taken_for_the_right_one(client, field, value):
+    response = await ask(client, **{field: value})
+    assert_error(response, 422, code="invalid_request", param=field)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 100_000])
@@ -150,3 +205,30 @@ async def test_wrong_method_is_405_and_the_right_one_told(client):
     response = await client.get("/v1/reason")
     assert_error(response, 405, code="method_not_allowed")
     assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seed", 2**64 - 1), ("seed", -7), ("latent_steps", 3.0), ("top_p", 1)]
+)
+async def test_number_may_be_written_in_any_way(client, reasoner, field, value):
+    assert (await ask(client, **{field: value})).status_code == 200
+    assert getattr(reasoner.requests[0], field) == value
+
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+
+
+async def test_every_path_says_which_methods_it_has(client):
+    schema = (await client.get("/openapi.json")).json()
+    num_refused = 0
+    for path, calls in schema["paths"].items():
+        for method in METHODS:
+            if method.lower() in calls:
+                continue
+            response = await client.request(method, path)
+            assert response.status_code == 405, f"{method} {path}"
+            assert response.headers["allow"] == ", ".join(call.upper() for call in calls)
+            if method != "HEAD":
+                assert_error(response, 405, code="method_not_allowed")
+            num_refused += 1
+    assert num_refused == (len(METHODS) - 1) * len(schema["paths"])

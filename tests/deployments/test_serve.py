@@ -1,6 +1,7 @@
 """The whole stack on a tiny model: wrong input, clients that leave, replicas that die."""
 
 import asyncio
+import json
 
 import httpx
 import psutil
@@ -200,23 +201,26 @@ def test_answer_that_takes_too_long_is_504_and_frees_everything(service, field):
 
 
 async def test_requests_on_a_replica_that_dies_are_answered_by_the_next_one(service):
-    undisturbed = service.ask(**LONG).json()
+    undisturbed = service.ask(**LONG, logprobs=0).json()
     before = service.total("num_tokens_total")
     async with service.client() as client:
         client.timeout = RECOVERY_S
         asking = asyncio.create_task(client.post("/v1/reason", json=LONG))
         streaming = asyncio.create_task(read_all(service, LONG))
+        chatting = asyncio.create_task(read_chat(service))
         await asyncio.to_thread(wait_for_tokens, service, before)
         service.kill_replica("deciders")
-        response, messages = await asking, await streaming
+        response, messages, chunks = await asking, await streaming, await chatting
+    for result in (response.json(), messages[-1].content, chunks[-1]["latentmas"]):
+        assert result["agents"][-1]["text"] == undisturbed["final_answer"]
     for result in (response.json(), messages[-1].content):
-        assert result["final_answer"] == undisturbed["final_answer"]
         thinkers, deciders = result["stages"]
         assert (thinkers["attempts"], deciders["attempts"]) == (1, 2)
         assert "replica of group 'deciders' was lost" in deciders["failures"][0]
     deltas = [m.content["text"] for m in messages if m.name == "answer.delta"]
     assert "".join(deltas) == undisturbed["final_answer"]
     assert [m.content["stage"] for m in messages if m.name == "stage.retried"] == ["refiner+judger"]
+    check_chat(chunks, undisturbed)
     service.wait_until(lambda: service.get("/readyz").status_code == 200, timeout_s=RECOVERY_S)
 
 
@@ -228,3 +232,36 @@ async def read_all(service, body):
         ) as response,
     ):
         return [message async for message in events_of(response)]
+
+
+async def read_chat(service):
+    """The chunks of the same question in OpenAI's stream, with log-probabilities."""
+    body = {
+        "model": "latentmas/hierarchical",
+        "messages": [{"role": "user", "content": LONG["question"]}],
+        "max_tokens": LONG["max_tokens"],
+        "temperature": 0,
+        "logprobs": True,
+        "stream": True,
+        "latentmas": {"ignore_eos": True},
+    }
+    async with service.client() as client:
+        response = await client.post("/v1/chat/completions", json=body, timeout=RECOVERY_S)
+    *messages, end, rest = response.text.split("\n\n")
+    assert (end, rest) == ("data: [DONE]", "")
+    return [json.loads(message.removeprefix("data: ")) for message in messages]
+
+
+def check_chat(chunks, undisturbed):
+    """Neither a gap nor anything twice, in the text and in the tokens."""
+    choices = [chunk["choices"][0] for chunk in chunks]
+    text = "".join(choice["delta"].get("content", "") for choice in choices)
+    assert text == undisturbed["final_answer"]
+    tokens = [
+        token["bytes"]
+        for choice in choices
+        for token in (choice["logprobs"] or {"content": ()})["content"]
+    ]
+    assert tokens == [token["bytes"] for token in undisturbed["agents"][-1]["logprobs"]]
+    assert len(tokens) == LONG["max_tokens"]
+    assert choices[-1]["finish_reason"] == "length"

@@ -1,5 +1,6 @@
-"""Keys, ids and logs of a running application, seen through its sockets and its log files."""
+"""Keys, ids and logs of a running application, and what arrives at its sockets beside requests."""
 
+import gzip
 import json
 import select
 import socket
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 import ray
 from ray import serve
@@ -24,6 +26,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.slow]
 QUESTION = "Which colour has the unicorn in the cellar?"
 BODY_TIMEOUT_S = 1.0
 MAX_BODY_BYTES = 10_000
+MAX_PER_MINUTE = 3
 
 
 class Guarded(Service):
@@ -32,7 +35,7 @@ class Guarded(Service):
     def __init__(self, port: int, logs: Path) -> None:
         super().__init__(port)
         self.logs = logs
-        self._http.headers["authorization"] = f"Bearer {ALICE}"
+        self.present(ALICE)
 
     def lines(self, event: str) -> list[dict]:
         """All lines about requests or stages, with the name of their file."""
@@ -47,7 +50,9 @@ class Guarded(Service):
 @pytest.fixture(scope="module")
 def service(serve_port, tmp_path_factory):
     folder = tmp_path_factory.mktemp("guarded")
-    keys = write(folder / "keys.yaml", entry("alice", tenant="team"), entry("bob", BOB))
+    limits = {"max_requests_per_minute": MAX_PER_MINUTE}
+    bob = entry("bob", BOB, limits=limits)
+    keys = write(folder / "keys.yaml", entry("alice", tenant="team"), bob)
     args = {
         "engine": {
             "model_name": str(make_tiny_model(folder / "model", "qwen2")),
@@ -215,7 +220,206 @@ def test_client_that_leaves_within_its_body_harms_nobody(service):
     service.wait_until_idle()
 
 
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"Authorization: Bearer \xff", b"401"),
+        (b"X-API-Key: \x80", b"401"),
+        (b"\xff: x", b"400"),
+        (b"X-Request-Id: \xff", b"401"),
+        (b"Serve-Multiplexed-Model-Id: \xff", b"401"),
+        (b"X-Session-Id: \xff", b"401"),
+    ],
+)
+def test_header_that_is_no_text_harms_nobody(service, header, status):
+    head = b"GET /v1/stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    answer = talk(service, head + header + b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 " + status), answer
+    assert b"Traceback" not in answer
+    # What is no HTTP uvicorn refuses before any code of ours sees it.
+    assert (b'{"error":' in answer) == (status != b"400")
+    assert service.ask(question=QUESTION, max_tokens=2).status_code == 200
+
+
+def talk(service, *parts, pause_s=0.0):
+    """All that comes back on a connection of its own until the service closes it."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+        try:
+            for part in parts:
+                connection.sendall(part)
+                if select.select([connection], [], [], pause_s)[0]:
+                    break  # it answers before it has everything
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    return answer
+
+
+def question(value):
+    return b'{"question": "Why?", "max_tokens": 2, ' + value + b"}"
+
+
+DIGITS = b"1" + b"0" * 400
+JSON = {"content-type": "application/json"}
+CHAT = "/v1/chat/completions"
+WRONG = {
+    "no JSON": ("/v1/reason", b"{", JSON, 422, "invalid_request"),
+    "no JSON for OpenAI": (CHAT, b"{", JSON, 400, "invalid_request"),
+    "no body": ("/v1/reason", b"", JSON, 422, "invalid_request"),
+    "no object": ("/v1/reason", b"[]", JSON, 422, "invalid_request"),
+    "deep": ("/v1/reason", b"[" * 5000, JSON, 422, "invalid_request"),
+    "deep for OpenAI": (CHAT, b'{"a":' * 1000, JSON, 400, "invalid_request"),
+    "no UTF-8": ("/v1/reason", b'{"question": "\xff"}', JSON, 422, "invalid_request"),
+    "surrogate": ("/v1/reason", b'{"question": "\\ud800"}', JSON, 422, "invalid_request"),
+    "NaN": ("/v1/reason", question(b'"top_p": NaN'), JSON, 422, "invalid_request"),
+    "400 digits": ("/v1/reason", question(b'"top_p": ' + DIGITS), JSON, 422, "invalid_request"),
+    "400 tokens": (
+        "/v1/reason",
+        b'{"question": "Why?", "max_tokens": ' + DIGITS + b"}",
+        JSON,
+        413,
+        "context_length_exceeded",
+    ),
+    "twice": ("/v1/reason", question(b'"question": "How?"'), JSON, 422, "invalid_request"),
+    "unknown field": ("/v1/reason", question(b'"latent_step": 1'), JSON, 422, "invalid_request"),
+    "wrong type": ("/v1/reason", question(b'"seed": "1"'), JSON, 422, "invalid_request"),
+    "form": (
+        "/v1/reason",
+        b"question=Why",
+        {"content-type": "application/x-www-form-urlencoded"},
+        415,
+        "unsupported_media_type",
+    ),
+    "no type": ("/v1/reason", question(b'"seed": 1'), {}, 415, "unsupported_media_type"),
+    "gzip": (
+        "/v1/reason",
+        gzip.compress(question(b'"seed": 1')),
+        JSON | {"content-encoding": "gzip"},
+        415,
+        "unsupported_media_type",
+    ),
+    "huge": ("/v1/reason", b"x" * (MAX_BODY_BYTES + 1), JSON, 413, "body_too_large"),
+    "pipeline": ("/v1/reason", question(b'"pipeline": "x"'), JSON, 404, "not_found"),
+    "model": (
+        CHAT,
+        b'{"model": "x", "messages": [{"role": "user", "content": "Why?"}]}',
+        JSON,
+        404,
+        "model_not_found",
+    ),
+    "path": ("/v1/nothing", b"{}", JSON, 404, "not_found"),
+    "long URL": ("/v1/" + "x" * 60_000, b"{}", JSON, 404, "not_found"),
+    "many headers": (
+        "/v1/nothing",
+        b"{}",
+        JSON | {f"x-{i}": "y" * 20 for i in range(2000)},
+        404,
+        "not_found",
+    ),
+    "long header": ("/v1/nothing", b"{}", JSON | {"x-long": "y" * 60_000}, 404, "not_found"),
+    "right to load": ("/v1/load_lora_adapter", b"{}", JSON, 403, "insufficient_permissions"),
+}
+
+
+def test_wrong_input_has_its_status_and_shape_and_leaves_the_service_as_it_was(service):
+    for name, (path, content, headers, status, code) in WRONG.items():
+        response = service._http.post(path, content=content, headers=headers)
+        assert response.status_code == status, f"{name}: {response.text}"
+        error = response.json()["error"]
+        assert list(error) == ["message", "type", "param", "code"], name
+        assert error["code"] == code, f"{name}: {error}"
+        assert len(response.headers.get_list("x-request-id")) == 1, name
+    for method in ("HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"):
+        response = service._http.request(method, "/v1/reason")
+        assert (response.status_code, response.headers["allow"]) == (405, "POST"), method
+    zero = service._http.post(
+        "/v1/reason", content=b'{"question": "\\u0000\xc2\x85x", "max_tokens": 2}', headers=JSON
+    )
+    assert zero.status_code == 200, zero.text
+    service.wait_until_idle()
+    assert service.ask(question=QUESTION, max_tokens=2).status_code == 200
+
+
+def test_more_than_a_key_may_ask_is_429_and_says_when_to_come_back(service):
+    headers = {"authorization": f"Bearer {BOB}"}
+    responses = [
+        service._http.get("/v1/models", headers=headers) for _ in range(MAX_PER_MINUTE + 1)
+    ]
+    assert {response.status_code for response in responses[:-1]} == {200}
+    assert responses[-1].status_code == 429
+    assert responses[-1].json()["error"]["code"] == "rate_limit_exceeded"
+    assert 0 < int(responses[-1].headers["retry-after"]) <= 60
+
+
+def test_body_that_drips_is_cut(service):
+    head = (
+        "POST /v1/reason HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {ALICE}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    began_at = time.monotonic()
+    drops = (b"1\r\nx\r\n" for _ in range(1000))
+    answer = talk(service, head.encode(), *drops, pause_s=0.1)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"body_timeout" in answer
+    assert BODY_TIMEOUT_S <= time.monotonic() - began_at < BODY_TIMEOUT_S + 10
+
+
+def test_clients_do_not_choose_serves_time_limit(service):
+    headers = {"x-request-timeout-seconds": "0.000001", "x-request-disconnect-disabled": "?1"}
+    body = {"question": QUESTION, "max_tokens": 2}
+    response = service._http.post("/v1/reason", json=body, headers=headers)
+    assert response.status_code == 200
+
+
+def test_stream_that_the_client_breaks_off_frees_everything(service):
+    body = {"question": QUESTION, "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    for path, fields in (
+        ("/v1/reason", {}),
+        (CHAT, {"model": "latentmas/chat", "messages": [{"role": "user", "content": QUESTION}]}),
+    ):
+        sent = body | fields
+        if fields:
+            sent = fields | {"max_tokens": 1500, "stream": True, "latentmas": {"ignore_eos": True}}
+        with service._http.stream("POST", path, json=sent) as response:
+            assert response.status_code == 200
+            next(response.iter_raw())
+        service.wait_until_idle()
+
+
+def test_openais_client_raises_its_own_classes_for_keys_and_limits(service):
+    message = {"role": "user", "content": QUESTION}
+
+    def chat(key):
+        url = f"{service.url}/v1"
+        with openai.OpenAI(base_url=url, api_key=key, max_retries=0) as client:
+            options = {"model": "latentmas/chat", "max_tokens": 2}
+            return client.chat.completions.create(messages=[message], **options)
+
+    assert chat(ALICE).usage.completion_tokens == 2
+    with pytest.raises(openai.AuthenticationError) as caught:
+        chat("wrong")
+    assert caught.value.code == "invalid_api_key"
+    bobs = [caught_by(openai.RateLimitError, chat, BOB) for _ in range(MAX_PER_MINUTE + 1)]
+    assert bobs[-1].code == "rate_limit_exceeded"
+
+
+def caught_by(kind, call, *arguments):
+    """The error of that kind, if there is one."""
+    try:
+        call(*arguments)
+    except kind as error:
+        return error
+    return None
+
+
 def test_no_key_hash_question_or_answer_is_in_any_log_of_the_cluster(service):
+    """Wherever a client may have put them."""
+    for headers in ({"authorization": ALICE}, {"cookie": ALICE}, {"x-api-key": ALICE + BOB}):
+        url = f"{service.url}/v1/stats?api_key={ALICE}"
+        assert httpx.get(url, headers=headers).status_code == 401
+    assert service.ask(question=QUESTION, **{ALICE: ALICE}).status_code == 422
     answer = service.ask(question=QUESTION, max_tokens=12, temperature=0).json()["final_answer"]
     folders = [service.logs, Path(ray._private.worker._global_node.get_logs_dir_path())]
     texts = [
@@ -229,24 +433,3 @@ def test_no_key_hash_question_or_answer_is_in_any_log_of_the_cluster(service):
     secrets += [answer] if len(answer) >= 8 else []
     for secret in secrets:
         assert not [text for text in texts if secret in text]
-
-
-@pytest.mark.parametrize(
-    ("header", "status"),
-    [
-        (b"Authorization: Bearer \xff", b"401"),
-        (b"X-API-Key: \x80", b"401"),
-        (b"\xff: x", b"400"),
-        (b"X-Request-Id: \xff", b"500"),  # Serve's proxy decodes it; docs/security.md says so
-    ],
-)
-def test_header_that_is_no_text_harms_nobody(service, header, status):
-    head = b"GET /v1/stats HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as odd:
-        odd.sendall(head + header + b"\r\n\r\n")
-        answer = b""
-        while part := odd.recv(65536):
-            answer += part
-    assert answer.startswith(b"HTTP/1.1 " + status), answer
-    assert b"Traceback" not in answer
-    assert service.ask(question=QUESTION, max_tokens=2).status_code == 200

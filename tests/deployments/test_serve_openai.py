@@ -145,6 +145,33 @@ def test_stream_brings_pieces_then_the_reason_then_usage(client):
     assert chunks[-1].usage.completion_tokens == len(ANSWER)
 
 
+def test_stream_tells_what_thoughts_are_close_to(client):
+    chunks = list(ask(client, stream=True, extra_body={"latentmas": {"trace": "lens"}}))
+    told = [chunk.latentmas for chunk in chunks if getattr(chunk, "latentmas", None)]
+    *thoughts, trace = told
+    assert [(one["agent"], one["latent_steps"]) for one in thoughts] == [
+        (agent, step) for agent in ("planner", "critic", "refiner") for step in (1, 2)
+    ]
+    assert all(one["event"] == "agent.thought" for one in thoughts)
+    assert all(len(one["lens"]["tokens"]) == 5 for one in thoughts)
+    assert [agent["name"] for agent in trace["agents"]][-1] == "judger"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == SAID
+
+
+async def test_async_stream_is_read_to_its_end(aclient):
+    stream = await ask(aclient, stream=True)
+    assert "".join([c.choices[0].delta.content or "" async for c in stream]) == SAID
+
+
+def test_error_within_a_stream_is_the_clients_own_too(client):
+    options = {"latentmas": {"ignore_eos": True, "timeout_s": 1.0}}
+    stream = ask(client, stream=True, max_tokens=3000, extra_body=options)
+    chunks = []
+    with pytest.raises(openai.APIError, match="timeout_s") as caught:
+        chunks.extend(stream)
+    assert caught.value.code == "deadline_exceeded"
+
+
 async def test_async_stream_that_is_left_ends_its_run(aclient, service):
     before = service.total("num_tokens_total")
     stream = await ask(

@@ -15,10 +15,13 @@ import pytest
 import ray
 from ray import serve
 
+from deployments.proxy import ENVIRONMENT
 from tests.deployments.dashboard_cluster import free_port
 from tests.deployments.service import Service
 from tests.factories import make_tiny_model
 from tests.faults.nodes import Nodes
+
+os.environ.update(ENVIRONMENT)
 
 
 @pytest.fixture(scope="package")

@@ -5,13 +5,12 @@ from typing import Any, Protocol
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from deployments.api.errors import ErrorBody
 from deployments.api.openai.completions import completion_of
 from deployments.api.openai.models import ChatModels, LoadedAdapters
 from deployments.api.openai.schema import ChatBody, ChatCompletion, Model, ModelList
 from deployments.api.openai.streaming import begun, chunk_messages
 from deployments.api.openai.to_request import in_chat_fields, read_body
-from deployments.api.streaming import HEADERS, MEDIA_TYPE
+from deployments.api.streaming import ERROR_SCHEMA, HEADERS, MEDIA_TYPE, event_schema
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
 
@@ -26,18 +25,30 @@ class ChatReasoner(Protocol):
     def stream(self, request: ReasonRequest) -> Any: ...
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": what}
-    for status, what in (
-        (400, "wrong or unsupported fields; a context that is too long"),
-        (404, "an unknown model or adapter"),
-        (503, "overloaded, or a replica was lost"),
-    )
+_CHUNK = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "chat.completion.chunk"},
+        "created": {"type": "integer"},
+        "model": {"type": "string"},
+        "choices": {"type": "array", "items": {"type": "object"}, "maxItems": 1},
+    },
+    "required": ["id", "object", "created", "model", "choices"],
 }
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the answer; with `stream` in chunks, ended by `data: [DONE]`",
-        "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {
+                    "anyOf": [
+                        event_schema({"anyOf": [_CHUNK, ERROR_SCHEMA]}),
+                        {"type": "object", "properties": {"data": {"const": "[DONE]"}}},
+                    ]
+                }
+            }
+        },
     }
 }
 
@@ -45,7 +56,7 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 def add_chat_routes(app: FastAPI, reasoner: ChatReasoner, models: ChatModels) -> None:
     """Let ``app`` answer OpenAI's clients."""
 
-    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_STREAM | _ERRORS)
+    @app.post("/v1/chat/completions", response_model=ChatCompletion, responses=_STREAM)
     async def chat_completions(body: ChatBody) -> Any:
         """Chat with a pipeline, an adapter or the base model, as OpenAI's API does."""
         target = await models.find(body.model, reasoner.adapters)
@@ -64,7 +75,7 @@ def add_chat_routes(app: FastAPI, reasoner: ChatReasoner, models: ChatModels) ->
         """What ``model`` may name."""
         return ModelList(data=await models.listing(reasoner.adapters))
 
-    @app.get("/v1/models/{model:path}", responses={404: _ERRORS[404]})
+    @app.get("/v1/models/{model:path}")
     async def get_model(model: str) -> Model:
         """One of them."""
         return await models.get(model, reasoner.adapters)

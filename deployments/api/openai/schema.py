@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
 
 from latentmas_core.chat import AnyText, JsonObject, ToolName
-from latentmas_core.config import MAX_TOP_LOGPROBS, FrozenModel, Text
+from latentmas_core.config import (
+    FrozenModel,
+    JsonBool,
+    JsonNumber,
+    NumLogprobs,
+    NumTokens,
+    Seed,
+    Text,
+)
 from latentmas_core.logprobs import AnswerToken
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import AgentTrace, Transfer
@@ -79,9 +87,9 @@ def _as_list(stop: Any) -> Any:
 Content = Annotated[
     AnyText | None, BeforeValidator(_joined, json_schema_input_type=str | list[TextPart] | None)
 ]
+Stops = Annotated[tuple[Text, ...], Field(max_length=MAX_STOPS)]
 Stop = Annotated[
-    Annotated[tuple[Text, ...], Field(max_length=MAX_STOPS)] | None,
-    BeforeValidator(_as_list, json_schema_input_type=Text | list[Text] | None),
+    Stops | None, BeforeValidator(_as_list, json_schema_input_type=Text | Stops | None)
 ]
 
 
@@ -98,8 +106,38 @@ class MessageToolCall(FrozenModel):
     function: CalledFunction
 
 
+def _by_role(schema: dict[str, Any]) -> None:
+    """Say which fields go with which role; the checks themselves are in conversation.py."""
+    fields = schema.pop("properties")
+    for keyword in ("type", "required", "additionalProperties"):
+        del schema[keyword]
+    said = {"anyOf": [one for one in fields["content"]["anyOf"] if one.get("type") != "null"]}
+    (calls,) = (one for one in fields["tool_calls"]["anyOf"] if one.get("type") == "array")
+    (call_id,) = (one for one in fields["tool_call_id"]["anyOf"] if one.get("type") == "string")
+    others = {"tool_calls": {"type": ["array", "null"], "maxItems": 0}}
+    others["tool_call_id"] = {"type": "null"}
+
+    def having(*roles: str, needs: str = "content", **own: Any) -> dict[str, Any]:
+        role = {"type": "string", "enum": list(roles)}
+        return {
+            "type": "object",
+            "properties": fields | others | {"role": role} | own,
+            "required": ["role", *needs.split()],
+            "additionalProperties": False,
+        }
+
+    schema["anyOf"] = [
+        having("system", "developer", "user", content=said),
+        having("assistant", content=said, tool_calls=fields["tool_calls"]),
+        having("assistant", needs="tool_calls", tool_calls=calls | {"minItems": 1}),
+        having("tool", needs="content tool_call_id", content=said, tool_call_id=call_id),
+    ]
+
+
 class Message(FrozenModel):
     """One message. ``refusal`` and the like are what an answer that is sent back has empty."""
+
+    model_config = ConfigDict(json_schema_extra=_by_role)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = None
@@ -124,14 +162,14 @@ class Tool(FrozenModel):
 
 
 class StreamOptions(FrozenModel):
-    include_usage: bool = False
+    include_usage: JsonBool = False
 
 
 class ResponseFormat(FrozenModel):
     type: Literal["text"]
 
 
-Neutral = Annotated[float, Field(ge=0, le=0)]
+Neutral = Annotated[JsonNumber, Field(ge=0, le=0)]
 
 
 class ChatBody(FrozenModel):
@@ -143,19 +181,19 @@ class ChatBody(FrozenModel):
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=512)]
     messages: Annotated[tuple[Message, ...], Field(min_length=1)]
-    stream: bool | None = None
+    stream: JsonBool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
-    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
-    seed: int | None = None
+    max_tokens: NumTokens | None = None
+    max_completion_tokens: NumTokens | None = None
+    temperature: JsonNumber | None = Field(default=None, ge=0.0, le=2.0)
+    top_p: JsonNumber | None = Field(default=None, gt=0.0, le=1.0)
+    seed: Seed | None = None
     stop: Stop = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    logprobs: JsonBool | None = None
+    top_logprobs: NumLogprobs | None = None
     tools: tuple[Tool, ...] | None = None
     tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: JsonBool | None = None
     response_format: ResponseFormat | None = None
     latentmas: LatentOptions | None = None
 

@@ -14,9 +14,16 @@ from deployments.api.openai.completions import (
     usage_of,
 )
 from deployments.api.openai.to_request import Asked, in_chat_fields
-from deployments.api.streaming import data_message, stream_error
+from deployments.api.streaming import data_message, describe, stream_error
 from latentmas_core.agents.tool_calls import HeldBack
-from latentmas_core.events import AgentStarted, AnswerDelta, AnswerDone, Event, StageStarted
+from latentmas_core.events import (
+    AgentStarted,
+    AgentThought,
+    AnswerDelta,
+    AnswerDone,
+    Event,
+    StageStarted,
+)
 from latentmas_core.logprobs import AnswerToken
 from latentmas_core.result import Result
 
@@ -68,6 +75,8 @@ async def _chunks(
         if isinstance(event, AnswerDelta):
             for chunk in answer.add(event):
                 yield chunk
+        elif isinstance(event, AgentThought) and event.lens is not None:
+            yield answer.thought(event)
         elif isinstance(event, AnswerDone):
             for chunk in answer.end(event.result):
                 yield chunk
@@ -92,6 +101,11 @@ class _Answer:
         text = self._held.add(event.text) if self._asked.tools else event.text
         if text:
             yield self.chunk({"content": text})
+
+    def thought(self, event: AgentThought) -> dict[str, Any]:
+        """A chunk that adds nothing to the answer: what a latent step was close to."""
+        name, content = describe(event)
+        return self.chunk({}) | {"latentmas": {"event": name} | content}
 
     def end(self, result: Result) -> Iterator[dict[str, Any]]:
         spoken = spoken_in(result, self._asked)

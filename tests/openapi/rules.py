@@ -1,0 +1,86 @@
+"""What no schema can say of a request: where two fields meet, and what exists on the service.
+
+Requests that are right by the schema are made right by these rules too. docs/http.md and
+docs/openai.md tell them; nothing here looks at the service's own code.
+"""
+
+import json
+from typing import Any
+
+Body = dict[str, Any]
+
+# A request that allows itself no time is answered with 504, as it should be.
+MIN_TIME_S = 60.0
+_TIMES = ("max_wait_s", "timeout_s", "stage_timeout_s")
+# What plain chat has a meaning for, of what stands under "latentmas".
+_PLAIN = (*_TIMES, "top_k", "ignore_eos")
+_USER = {"role": "user", "content": "Why?"}
+
+
+def obey_reason(body: Body) -> None:
+    """``POST /v1/reason``, or one of a batch."""
+    for name in _TIMES:
+        if body.get(name) is not None:
+            body[name] = max(body[name], MIN_TIME_S)
+    if body.get("carry") == "latents":
+        body["latent_steps"] = max(body.get("latent_steps") or 1, 1)
+    for name in ("history", "tool_messages"):
+        for message in body.get(name, ()):
+            _obey_role(message)
+    if [message["role"] for message in body.get("history", ())][:1] == ["tool"]:
+        del body["history"]
+    roles = [message["role"] for message in body.get("tool_messages", ())]
+    if roles and (roles[0], roles[-1], {*roles}) != ("assistant", "tool", {"assistant", "tool"}):
+        del body["tool_messages"]
+
+
+def obey_batch(body: Body) -> None:
+    for request in body["requests"]:
+        if isinstance(request, dict):
+            obey_reason(request)
+
+
+def obey_chat(body: Body, models: tuple[str, ...]) -> None:
+    """``POST /v1/chat/completions``; of ``models`` the first is a pipeline, the others plain."""
+    body["model"] = models[len(body["messages"]) % len(models)]
+    body["messages"] = _answerable(body["messages"])
+    tools = {tool["function"]["name"]: tool for tool in body.get("tools") or ()}
+    if tools:
+        body["tools"] = list(tools.values())
+    else:
+        for name in ("tool_choice", "parallel_tool_calls"):
+            body.pop(name, None)
+    if not body.get("logprobs"):
+        body.pop("top_logprobs", None)
+    if not body.get("stream"):
+        body.pop("stream_options", None)
+    if body.get("max_tokens") is not None:
+        body.pop("max_completion_tokens", None)
+    options = body.get("latentmas")
+    if options:
+        obey_reason(options)
+        if body["model"] != models[0]:
+            body["latentmas"] = {name: options[name] for name in _PLAIN if name in options}
+
+
+def _obey_role(message: Body) -> None:
+    if message["role"] != "assistant":
+        message.pop("tool_calls", None)
+    if message["role"] != "tool":
+        message.pop("tool_call_id", None)
+
+
+def _answerable(messages: list[Body]) -> list[Body]:
+    """A conversation that ends with a question, each tool answering a call."""
+    call_ids: list[str] = []
+    kept = []
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            call_ids.append(call["id"])
+            call["function"]["arguments"] = json.dumps({"of": call["function"]["arguments"]})
+        if message["role"] == "tool":
+            if not call_ids:
+                continue
+            message["tool_call_id"] = call_ids[-1]
+        kept.append(message)
+    return [*kept, _USER]
