@@ -203,12 +203,14 @@ def test_answer_that_takes_too_long_is_504_and_frees_everything(service, field):
 async def test_requests_on_a_replica_that_dies_are_answered_by_the_next_one(service):
     undisturbed = service.ask(**LONG, logprobs=0).json()
     before = service.total("num_tokens_total")
+    speaks = asyncio.Event()
     async with service.client() as client:
         client.timeout = RECOVERY_S
         asking = asyncio.create_task(client.post("/v1/reason", json=LONG))
         streaming = asyncio.create_task(read_all(service, LONG))
-        chatting = asyncio.create_task(read_chat(service))
+        chatting = asyncio.create_task(read_chat(service, speaks))
         await asyncio.to_thread(wait_for_tokens, service, before)
+        await asyncio.wait_for(speaks.wait(), RECOVERY_S)
         service.kill_replica("deciders")
         response, messages, chunks = await asking, await streaming, await chatting
     for result in (response.json(), messages[-1].content, chunks[-1]["latentmas"]):
@@ -234,8 +236,9 @@ async def read_all(service, body):
         return [message async for message in events_of(response)]
 
 
-async def read_chat(service):
-    """The chunks of the same question in OpenAI's stream, with log-probabilities."""
+async def read_chat(service, speaks):
+    """The chunks of the same question in OpenAI's stream, with log-probabilities; ``speaks`` is set
+    as soon as the client has the first words of the answer."""
     body = {
         "model": "latentmas/hierarchical",
         "messages": [{"role": "user", "content": LONG["question"]}],
@@ -245,11 +248,18 @@ async def read_chat(service):
         "stream": True,
         "latentmas": {"ignore_eos": True},
     }
-    async with service.client() as client:
-        response = await client.post("/v1/chat/completions", json=body, timeout=RECOVERY_S)
-    *messages, end, rest = response.text.split("\n\n")
-    assert (end, rest) == ("data: [DONE]", "")
-    return [json.loads(message.removeprefix("data: ")) for message in messages]
+    messages = []
+    async with (
+        service.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=body, timeout=RECOVERY_S) as response,
+    ):
+        async for line in response.aiter_lines():
+            if line:
+                messages.append(line.removeprefix("data: "))
+            if len(messages) > 1:  # behind the one that says who speaks
+                speaks.set()
+    assert messages.pop() == "[DONE]"
+    return [json.loads(message) for message in messages]
 
 
 def check_chat(chunks, undisturbed):

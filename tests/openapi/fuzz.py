@@ -29,6 +29,7 @@ from deployments.proxy import ENVIRONMENT
 from tests.deployments.dashboard_cluster import free_port
 from tests.deployments.service import Service
 from tests.lora.adapters import make_adapter
+from tests.openapi.rules import bearing
 from tests.scripted_model import make_scripted_model
 
 ROOT = Path(__file__).parents[2]
@@ -90,14 +91,18 @@ def serving(args: dict[str, Any]) -> Iterator[Service]:
 def fuzz(service: Service, key: str, adapter: Path, options: list[str]) -> int:
     """The exit status of schemathesis."""
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", "--checks", "all"]
-    command += [f"{service.url}/openapi.json", "--header", f"Authorization: Bearer {key}"]
+    command.append(f"{service.url}/openapi.json")
+    for name, value in bearing(key).items():
+        command += ["--header", f"{name}: {value}"]
     environment = {
         "PYTHONPATH": str(ROOT),
         "SCHEMATHESIS_HOOKS": "tests.openapi.hooks",
         "FUZZED_MODELS": ",".join(MODELS),
         "FUZZED_ADAPTER": str(adapter),
     }
-    run = subprocess.run([*command, *options], cwd=ROOT, env=os.environ | environment, check=False)
+    run = subprocess.run(
+        [*command, *options], cwd=adapter.parent, env=os.environ | environment, check=False
+    )
     return run.returncode
 
 

@@ -6,29 +6,13 @@ import os
 from typing import Any
 
 import schemathesis
-from schemathesis import Case, GenerationMode, HookContext
+from schemathesis import Case, HookContext
 
-from tests.openapi.rules import obey_batch, obey_chat, obey_reason
+from tests.openapi.rules import Served, obey
 
-# Names of models that answer, the first a pipeline; a folder with an adapter that fits them.
-MODELS = tuple(os.environ["FUZZED_MODELS"].split(","))
-ADAPTER = os.environ["FUZZED_ADAPTER"]
+SERVED = Served(tuple(os.environ["FUZZED_MODELS"].split(",")), os.environ["FUZZED_ADAPTER"])
 
 
 @schemathesis.hook
 def before_call(ctx: HookContext, case: Case, kwargs: dict[str, Any]) -> None:
-    if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE:
-        return
-    obey(case.path, case.body)
-
-
-def obey(path: str, body: Any) -> None:
-    if path == "/v1/reason":
-        obey_reason(body)
-    elif path == "/v1/batch":
-        obey_batch(body)
-    elif path == "/v1/chat/completions":
-        obey_chat(body, MODELS)
-    elif path == "/v1/load_lora_adapter":
-        body["lora_path"] = ADAPTER
-        body.pop("revision", None)
+    obey(case, SERVED)

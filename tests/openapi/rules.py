@@ -5,7 +5,10 @@ docs/openai.md tell them; nothing here looks at the service's own code.
 """
 
 import json
-from typing import Any
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+from schemathesis import Case, GenerationMode
 
 Body = dict[str, Any]
 
@@ -15,6 +18,36 @@ _TIMES = ("max_wait_s", "timeout_s", "stage_timeout_s")
 # What plain chat has a meaning for, of what stands under "latentmas".
 _PLAIN = (*_TIMES, "top_k", "ignore_eos")
 _USER = {"role": "user", "content": "Why?"}
+
+
+class Served(NamedTuple):
+    """Names of models that answer, the first a pipeline and the others plain; a folder with an
+    adapter that fits."""
+
+    models: tuple[str, ...]
+    adapter: str
+
+
+def bearing(key: str) -> dict[str, str]:
+    """A key in both places that the description names, else there would be a made-up one in the
+    other, and every request refused for it."""
+    return {"Authorization": f"Bearer {key}", "X-API-Key": key}
+
+
+def obey(case: Case, served: Served) -> None:
+    """Leaves alone what is to be refused."""
+    if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE:
+        return
+    case.body = deepcopy(case.body)  # it is used for other cases too
+    if case.path == "/v1/reason":
+        obey_reason(case.body)
+    elif case.path == "/v1/batch":
+        obey_batch(case.body)
+    elif case.path == "/v1/chat/completions":
+        obey_chat(case.body, served.models)
+    elif case.path == "/v1/load_lora_adapter":
+        case.body["lora_path"] = served.adapter
+        case.body.pop("revision", None)
 
 
 def obey_reason(body: Body) -> None:
