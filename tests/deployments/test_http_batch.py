@@ -116,6 +116,6 @@ async def test_body_may_hold_questions_and_requests_by_its_description(client):
     requests = schema["components"]["schemas"]["BatchBody"]["properties"]["requests"]
     assert requests["maxItems"] == MAX_BATCH
     assert requests["items"]["anyOf"] == [
-        {"type": "string"},
+        {"type": "string", "minLength": 1, "pattern": "\\S"},
         {"$ref": "#/components/schemas/ReasonRequest"},
     ]
