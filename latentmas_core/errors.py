@@ -2,7 +2,8 @@
 
 LatentMASError
 ├── ConfigError            options or a request that cannot be meant: a wrong value, a contradiction
-│   └── PipelineError      a pipeline that is no valid DAG with one speaker
+│   ├── PipelineError      a pipeline that is no valid DAG with one speaker
+│   └── DocumentError      a document that cannot be read or fetched, or is larger than allowed
 ├── NotFoundError          a pipeline, agent, mode or adapter that does not exist here
 ├── ContextLengthError     prompt + memory + steps + answer do not fit the positions or the KV pool
 ├── ModelError             a model that is missing, broken or cannot be run exactly
@@ -44,6 +45,10 @@ class ConfigError(LatentMASError):
 
 class PipelineError(ConfigError):
     """A pipeline that is no valid DAG with one speaker."""
+
+
+class DocumentError(ConfigError):
+    """A document that cannot be read or fetched, or is larger than allowed."""
 
 
 class NotFoundError(LatentMASError):

@@ -5,6 +5,7 @@ from enum import StrEnum
 from pydantic import ConfigDict, Field
 
 from latentmas_core.config import FrozenModel
+from latentmas_core.context.documents.document import Citation
 from latentmas_core.logprobs import AnswerToken
 from latentmas_core.phases import PhaseTimes
 from latentmas_core.request import Mode
@@ -130,6 +131,7 @@ class Result(FrozenModel):
     """A final answer and how it came about.
 
     ``failed_agents`` were to take part and did not; the answer was given without them.
+    ``citations`` are the passages of documents that were shown with the question, [1] first.
     """
 
     id: str
@@ -143,3 +145,4 @@ class Result(FrozenModel):
     stages: tuple[StageTrace, ...] = ()
     failed_agents: tuple[str, ...] = ()
     finish_reason: str = "stop"
+    citations: tuple[Citation, ...] = ()

@@ -1,0 +1,121 @@
+"""Documents, what a request may say of them, and where a passage stands. Reads and fetches nothing.
+
+All offsets are characters of ``Document.text``, counted from 0; lines and pages count from 1.
+"""
+
+from bisect import bisect_right
+from typing import Annotated, NamedTuple, Self
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from latentmas_core.config import FrozenModel
+
+MAX_DOCUMENTS = 100
+MAX_DOCUMENT_CHARS = 1_000_000
+MAX_NAME_CHARS = 200
+MAX_URL_CHARS = 2_048
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it holds no text. Leave the document out, or fill it")
+    return text
+
+
+_HasText = Field(json_schema_extra={"pattern": r"\S"})
+_Strict = StringConstraints(strict=True, min_length=1)
+
+DocumentName = Annotated[
+    str,
+    _Strict,
+    StringConstraints(max_length=MAX_NAME_CHARS),
+    AfterValidator(_not_blank),
+    _HasText,
+]
+DocumentText = Annotated[
+    str,
+    _Strict,
+    StringConstraints(max_length=MAX_DOCUMENT_CHARS),
+    AfterValidator(_not_blank),
+    _HasText,
+]
+DocumentUrl = Annotated[str, _Strict, StringConstraints(max_length=MAX_URL_CHARS)]
+
+
+class InlineDocument(FrozenModel):
+    """A document that a request carries in full; without a name it is called by its number."""
+
+    name: DocumentName | None = None
+    text: DocumentText
+
+
+class LinkedDocument(FrozenModel):
+    """A document that is fetched from ``url``, http or https, as FetchPolicy allows."""
+
+    url: DocumentUrl
+
+
+# A plain string is the text itself, never an address.
+DocumentInput = DocumentText | InlineDocument | LinkedDocument
+DocumentInputs = Annotated[tuple[DocumentInput, ...], Field(max_length=MAX_DOCUMENTS)]
+
+
+class SourceRange(NamedTuple):
+    """First and last page or line of a passage."""
+
+    first: int
+    last: int
+
+
+class Document(FrozenModel):
+    """A text and what it is called.
+
+    ``page_starts`` are the offsets at which its pages begin, where it has pages. ``url`` is where
+    it was fetched from, after all redirects.
+    """
+
+    name: DocumentName
+    text: str
+    page_starts: tuple[int, ...] = ()
+    url: str | None = None
+
+    @model_validator(mode="after")
+    def _pages_are_in_order(self) -> Self:
+        starts = self.page_starts
+        if starts and (starts[0] != 0 or list(starts) != sorted(starts)):
+            raise ValueError("page_starts must begin with 0 and never go back")
+        if starts and starts[-1] > len(self.text):
+            raise ValueError("page_starts must lie within the text")
+        return self
+
+    def pages_of(self, start: int, end: int) -> SourceRange | None:
+        """The pages that the characters [start, end) stand on; None for a text without pages."""
+        if not self.page_starts:
+            return None
+        last_char = max(start, end - 1)
+        first = bisect_right(self.page_starts, start)
+        return SourceRange(first, bisect_right(self.page_starts, last_char))
+
+    def lines_of(self, start: int, end: int) -> SourceRange:
+        """The lines that the characters [start, end) stand on."""
+        first = self.text.count("\n", 0, start) + 1
+        return SourceRange(first, first + self.text.count("\n", start, max(start, end - 1)))
+
+
+class Citation(FrozenModel):
+    """A passage that was shown with the question.
+
+    ``chunk`` counts the passages of its document from 0; ``start`` and ``end`` are the characters
+    of the document that ``text`` is. ``pages`` (first, last) where it has pages, else ``lines``.
+    ``score`` orders the citations of one answer and means nothing between answers.
+    """
+
+    document: str
+    chunk: int
+    start: int
+    end: int
+    pages: tuple[int, int] | None = None
+    lines: tuple[int, int] | None = None
+    text: str
+    score: float
+    url: str | None = None
