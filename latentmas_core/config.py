@@ -20,6 +20,7 @@ def _whole(value: object) -> object:
 
 # Types as JSON has them: "5" is no number, 1 is not true, and 5.0 is an integer.
 JsonNumber = Annotated[float, Strict()]
+JsonInt = Annotated[int, Strict(), BeforeValidator(_whole)]
 JsonBool = Annotated[bool, Strict()]
 NumTokens = Annotated[int, Field(strict=True, ge=1), BeforeValidator(_whole)]
 NumSteps = Annotated[int, Field(strict=True, ge=0, le=MAX_LATENT_STEPS), BeforeValidator(_whole)]

@@ -13,7 +13,8 @@ LatentMASError
 ├── EngineError            the engine cannot serve: it is closed, overloaded or its step failed
 │   └── LostError          what ran a stage is gone; running it again from its inputs may work
 │       └── MemoryLostError  a memory that a stage was to read is gone: who made it runs again
-└── DeadlineError          a request or a stage that did not end in its time
+├── DeadlineError          a request or a stage that did not end in its time
+└── ToolError              a tool that cannot do what it was called for; only its model is told
 
 Every message names the field, the value, the limit and the remedy.
 """
@@ -89,3 +90,7 @@ class MemoryLostError(LostError):
 
 class DeadlineError(LatentMASError):
     """A request or a stage that did not end in its time."""
+
+
+class ToolError(LatentMASError):
+    """A tool that cannot do what it was called for. Its message goes to the model that called."""

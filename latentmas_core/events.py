@@ -1,10 +1,11 @@
 """What happens while a question is reasoned about, in the order it happens. Plain data only."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from latentmas_core.logprobs import AnswerToken
 from latentmas_core.phases import Phase
-from latentmas_core.result import AgentTrace, LensStep, Result, StageTrace
+from latentmas_core.result import AgentTrace, LensStep, Result, StageTrace, ToolCallTrace
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,23 @@ class StageGivenUp:
 
 
 @dataclass(frozen=True)
+class ToolStarted:
+    """A tool runs now that the answer of this round called; rounds count from 1."""
+
+    call_id: str
+    round: int
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ToolFinished:
+    """A call of a tool ended, well or not; one that was refused has not started before."""
+
+    trace: ToolCallTrace
+
+
+@dataclass(frozen=True)
 class AnswerDelta:
     """A piece of the speaker's answer; pieces never split a character. ``logprobs``: its tokens,
     where the request asks for them."""
@@ -101,6 +119,8 @@ Event = (
     | AgentFinished
     | StageRetried
     | StageGivenUp
+    | ToolStarted
+    | ToolFinished
     | AnswerDelta
     | AnswerDone
 )

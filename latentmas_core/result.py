@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from pydantic import ConfigDict, Field
 
+from latentmas_core.chat import JsonObject
 from latentmas_core.config import FrozenModel
 from latentmas_core.context.documents.document import Citation
 from latentmas_core.logprobs import AnswerToken
@@ -127,11 +128,29 @@ class Transfer(FrozenModel):
     num_bytes: int = Field(default=0, serialization_alias="bytes", validation_alias="bytes")
 
 
+class ToolCallTrace(FrozenModel):
+    """A call of a tool that the model asked for, and what it was told.
+
+    ``round`` counts from 1: the answer that asked. ``text`` is the result or, with ``is_error``,
+    why there is none: the tool failed, or was not run at all.
+    """
+
+    call_id: str
+    round: int
+    name: str
+    arguments: JsonObject
+    text: str
+    is_error: bool = False
+    latency_ms: float = 0.0
+
+
 class Result(FrozenModel):
     """A final answer and how it came about.
 
     ``failed_agents`` were to take part and did not; the answer was given without them.
-    ``citations`` are the passages of documents that were shown with the question, [1] first.
+    ``citations`` are the passages of documents that were shown with the question, [1] first. Where
+    tools were called (``tool_calls``), the agents have run once per round: ``agents``, ``stages``,
+    ``usage`` and ``transfer`` are those of all rounds, in their order.
     """
 
     id: str
@@ -146,3 +165,4 @@ class Result(FrozenModel):
     failed_agents: tuple[str, ...] = ()
     finish_reason: str = "stop"
     citations: tuple[Citation, ...] = ()
+    tool_calls: tuple[ToolCallTrace, ...] = ()

@@ -20,6 +20,8 @@ from latentmas_core.events import (
     StageGivenUp,
     StageRetried,
     StageStarted,
+    ToolFinished,
+    ToolStarted,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ AS_EVENTS = {
                         {"type": "object", "properties": _AT_MS, "required": ["at_ms"]},
                         *("stage.started", "stage.finished", "stage.retried", "stage.failed"),
                         *("agent.started", "agent.phase", "agent.thought", "agent.finished"),
-                        *("answer.delta", "answer.done"),
+                        *("tool.started", "tool.finished", "answer.delta", "answer.done"),
                     ),
                     event_schema(ERROR_SCHEMA, "error"),
                 ]
@@ -118,6 +120,11 @@ def describe(event: Event) -> tuple[str, dict[str, Any]]:
             return "stage.retried", {"stage": stage, "attempt": attempt, "reason": reason}
         case StageGivenUp(stage, agents, reason):
             return "stage.failed", {"stage": stage, "agents": list(agents), "reason": reason}
+        case ToolStarted(call_id, round_, tool, arguments):
+            called = {"call_id": call_id, "round": round_, "name": tool, "arguments": arguments}
+            return "tool.started", called
+        case ToolFinished(tool_trace):
+            return "tool.finished", tool_trace.model_dump(mode="json")
         case AnswerDelta(text, logprobs):
             tokens = [token.model_dump(mode="json") for token in logprobs]
             return "answer.delta", {"text": text} | ({"logprobs": tokens} if tokens else {})
