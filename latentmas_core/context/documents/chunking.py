@@ -106,10 +106,13 @@ class _Cutter:
         end = self._after_tokens(start, max_tokens)
         if end < len(self._text):
             end = self._last_cut(self._after_tokens(start, max_tokens // 2), end)
-        # Cut out of its text a piece may take some tokens more than it took there.
-        while (num_tokens := len(self._token_spans(self._text[start:end]))) > max_tokens:
-            end = max(start + 1, self._after_tokens(end, max_tokens - num_tokens))
-        return end, num_tokens
+        while True:
+            end = max(end, start + 1)  # one character may be more tokens than a chunk may have
+            num_tokens = len(self._token_spans(self._text[start:end]))
+            if num_tokens <= max_tokens or end == start + 1:
+                return end, num_tokens
+            # Cut out of its text a piece may take some tokens more than it took there.
+            end = self._after_tokens(end, max_tokens - num_tokens)
 
     def _start_after(self, start: int, end: int) -> int:
         """Where the chunk behind [start, end) starts: within it by the overlap, or at its end."""

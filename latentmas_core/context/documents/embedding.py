@@ -41,7 +41,7 @@ class Embedder:
 
     @staticmethod
     def load() -> "Embedder":
-        """Takes about a second and 90 MB. Raises ModelError where its package is not installed."""
+        """Takes 90 MB of memory. Raises ModelError where its package is not installed."""
         folder = _model_folder()
         if folder is None:
             raise ModelError(

@@ -96,6 +96,17 @@ def test_a_word_longer_than_a_chunk_is_cut(token_spans: TokenSpans) -> None:
     assert len(chunks) == 6
 
 
+def test_a_character_of_more_tokens_than_a_chunk_is_a_chunk() -> None:
+    def spans(text: str) -> list[tuple[int, int]]:
+        """As where a tokenizer spells a ligature out."""
+        return [(at, at + 1) for at, char in enumerate(text) for _ in range(1 + 19 * (char == "ﷺ"))]
+
+    document = Document(name="d", text="ab ﷺ cd ﷺﷺ " + "e" * 30)
+    chunks = split_document(document, spans, ChunkOptions(max_tokens=16, overlap_tokens=0))
+    check_covers(document, chunks)
+    assert all(chunk.num_tokens <= 16 or chunk.text == "ﷺ" for chunk in chunks)
+
+
 def test_the_overlap_repeats_whole_sentences_within_its_tokens(token_spans: TokenSpans) -> None:
     text = " ".join(f"Line {n} ends here." for n in range(40))
     chunks = split_document(

@@ -10,6 +10,7 @@ from latentmas_core.context.documents.chunking import ChunkOptions, TokenSpans, 
 from latentmas_core.context.documents.document import Document
 from latentmas_core.context.documents.embedding import Embedder
 from latentmas_core.context.documents.library import Library, LibraryOptions
+from latentmas_core.context.documents.prompting import show_sources
 from latentmas_core.context.documents.readers import read_folder
 
 SMALL = LibraryOptions(chunks=ChunkOptions(max_tokens=48, overlap_tokens=9))
@@ -63,6 +64,26 @@ def test_words_alone_find_about_half_of_what_is_mostly_paraphrased(
     found = recalls(Library(documents, model_spans, options=SMALL), questions, K)
     assert set(found) == {"BM25"}
     assert found["BM25"].num_found >= 35
+
+
+def test_citations_are_the_chunks_that_the_model_was_shown(
+    documents: tuple[Document, ...], questions: list[Question], model_spans: TokenSpans
+) -> None:
+    library = Library(documents, model_spans, options=SMALL)
+    text_of = {document.name: document.text for document in documents}
+    for asked in questions:
+        hits = library.search(asked.question, K)
+        shown = show_sources(asked.question, hits, max_tokens=400, token_spans=model_spans)
+        blocks = shown.text.split("\n\n")[1:-1]
+        assert len(blocks) == len(shown.citations) <= len(hits)
+        for number, (block, cited) in enumerate(zip(blocks, shown.citations, strict=True), 1):
+            heading, *quoted = block.splitlines()
+            lines = text_of[cited.document].splitlines()[cited.lines[0] - 1 : cited.lines[1]]
+            assert heading.startswith(f"[{number}] {cited.document}, line")
+            assert [line[2:] for line in quoted] == cited.text.strip().splitlines()
+            assert cited.text == text_of[cited.document][cited.start : cited.end]
+            assert quoted[0][2:] in lines[0]
+            assert quoted[-1][2:] in lines[-1]
 
 
 def test_meaning_and_words_together_find_more_than_words(
