@@ -3,6 +3,7 @@
 All offsets are characters of ``Document.text``, counted from 0; lines and pages count from 1.
 """
 
+import re
 from bisect import bisect_right
 from typing import Annotated, NamedTuple, Self
 
@@ -14,6 +15,9 @@ MAX_DOCUMENTS = 100
 MAX_DOCUMENT_CHARS = 1_000_000
 MAX_NAME_CHARS = 200
 MAX_URL_CHARS = 2_048
+
+# What a name could end its line with, or look like a number of a source with.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\[\]]+")
 
 
 def _not_blank(text: str) -> str:
@@ -119,3 +123,13 @@ class Citation(FrozenModel):
     text: str
     score: float
     url: str | None = None
+
+    @property
+    def source(self) -> str:
+        """Where it stands, in one line: ``manual.pdf, pages 3-4``."""
+        name = " ".join(_UNPRINTABLE.sub(" ", self.document).split())
+        what, place = ("page", self.pages) if self.pages else ("line", self.lines)
+        if place is None:
+            return name
+        first, last = place
+        return f"{name}, {what} {first}" if first == last else f"{name}, {what}s {first}-{last}"

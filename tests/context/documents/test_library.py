@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 
 from latentmas_core.context.documents.chunking import ChunkOptions, TokenSpans
-from latentmas_core.context.documents.document import Document
+from latentmas_core.context.documents.document import Citation, Document
 from latentmas_core.context.documents.embedding import Embedder
 from latentmas_core.context.documents.library import RRF_K, Hit, Library, LibraryOptions
 from latentmas_core.context.documents.words import asked_words, words_of
+from latentmas_core.context.tools import document_search_tool
 from latentmas_core.errors import DocumentError
 
 
@@ -148,3 +149,15 @@ def test_more_passages_than_are_embedded_are_searched_by_words_alone(
         assert library.has_dense is has_dense
         assert found(library.search("red @", 1)) == ["d0"]
         assert (library.search("@") == []) is not has_dense
+
+
+async def test_the_tool_that_searches_documents_takes_a_librarys_citations(
+    token_spans: TokenSpans,
+) -> None:
+    library = library_of(token_spans, "red apple", "green pear\n\npale")
+
+    def search(query: str, max_passages: int) -> list[Citation]:
+        return [hit.citation for hit in library.search(query, max_passages)]
+
+    found = await document_search_tool(search).call({"query": "pear"})
+    assert found == "d1, lines 1-3:\n> green pear\n>\n> pale"
