@@ -29,7 +29,7 @@ from deployments.args import AppArgs
 from deployments.budget import TransferBudget
 from deployments.logs import log_through_serve
 from deployments.metrics import RayRecorder
-from deployments.playground.routes import add_page
+from deployments.playground.routes import add_pages
 from deployments.reasoner import Reasoner
 from deployments.tracing import NO_TRACING, Tracing, open_tracing
 from deployments.transport import GroupHandle, object_store_bytes, rename_request, this_place
@@ -60,7 +60,10 @@ def build_http_app(
 ) -> FastAPI:
     """All routes over one reasoner; open to everyone without ``access``. ``limits`` are told, not
     kept: that is the engines' and the keys' part."""
-    app = FastAPI(title="LatentMAS on Ray Serve", redoc_url=None, responses=ERROR_RESPONSES)
+    # FastAPI's own pages would load their code from elsewhere.
+    app = FastAPI(
+        title="LatentMAS on Ray Serve", docs_url=None, redoc_url=None, responses=ERROR_RESPONSES
+    )
     install_error_handlers(app)
     describe_calls(app, PUBLIC_PATHS, limits)
     access = access or Access()
@@ -71,7 +74,7 @@ def build_http_app(
     add_chat_routes(app, reasoner, models)
     add_catalogue_routes(app, reasoner)
     add_batch_route(app, reasoner, access.limits)
-    add_page(app)
+    add_pages(app)
 
     @app.post("/v1/reason", response_model=Result, responses={200: AS_EVENTS})
     async def reason(body: ReasonBody) -> Any:

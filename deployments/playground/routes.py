@@ -1,6 +1,7 @@
-"""The page at ``GET /``: its files, and what browsers are told to allow it.
+"""The page at ``GET /`` and the list of all calls at ``GET /docs``: their files, and what browsers
+are told to allow them.
 
-Knows nothing of agents: the page is a client of the API like any other.
+Knows nothing of agents: the pages are clients of the API like any other.
 """
 
 import os
@@ -14,6 +15,7 @@ from starlette.types import Scope
 _ROOM = Path(__file__).parent
 ASSETS = _ROOM / "assets"
 MOUNT = "/playground"
+PAGES = {"/": "index.html", "/docs": "docs.html"}
 
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -47,7 +49,7 @@ HEADERS = {
 }
 
 # Each file by its own path: whoever has no key reads these and nothing beside them.
-PAGE_PATHS = frozenset({"/", *(f"{MOUNT}/{path.name}" for path in ASSETS.iterdir())})
+PAGE_PATHS = frozenset({*PAGES, *(f"{MOUNT}/{path.name}" for path in ASSETS.iterdir())})
 
 
 class PageFiles(StaticFiles):
@@ -67,12 +69,15 @@ class PageFiles(StaticFiles):
         return response
 
 
-def add_page(app: FastAPI) -> None:
-    """The page, and what it is made of. Its URLs are relative, so any prefix will do."""
-    page = PageFiles(directory=_ROOM)
-
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def index(request: Request) -> Response:
-        return await page.get_response("index.html", request.scope)
-
+def add_pages(app: FastAPI) -> None:
+    """The pages, and what they are made of. Their URLs are relative, so any prefix will do."""
+    files = PageFiles(directory=_ROOM)
+    for path, name in PAGES.items():
+        _add_page(app, path, files, name)
     app.mount(MOUNT, PageFiles(directory=ASSETS))
+
+
+def _add_page(app: FastAPI, path: str, files: PageFiles, name: str) -> None:
+    @app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)
+    async def page(request: Request) -> Response:
+        return await files.get_response(name, request.scope)
