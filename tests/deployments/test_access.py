@@ -17,7 +17,7 @@ from deployments.api.keys import digest_of
 from deployments.args import AppArgs
 from deployments.budget import TransferBudget
 from deployments.reasoner import Reasoner
-from latentmas_core.errors import ConfigError
+from latentmas_core.errors import ConfigError, EngineError
 from latentmas_core.request import ReasonRequest
 from tests.deployments.http_calls import ask, assert_error
 from tests.deployments.keys import (
@@ -320,6 +320,49 @@ async def test_configured_web_page_may_call_and_reads_refusals_too(reasoner):
         assert response.headers["access-control-allow-origin"] == "https://app.example"
         response = await client.get("/v1/stats", headers={"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in response.headers
+
+
+async def test_configured_web_page_may_send_what_openais_client_in_a_browser_sends(reasoner):
+    """Its own headers tell of machine and retries, and differ from version to version."""
+    app = make_app(reasoner, make_access(cors_origins=["https://app.example"]))
+    asked = "authorization,content-type,x-stainless-lang,x-stainless-retry-count,traceparent"
+    async with client_of(app) as client:
+        headers = PREFLIGHT | {"access-control-request-headers": asked}
+        response = await client.options("/v1/chat/completions", headers=headers)
+    assert response.status_code == 200
+    allowed = response.headers["access-control-allow-headers"].lower().replace(" ", "").split(",")
+    assert set(asked.split(",")) <= set(allowed)
+    assert "access-control-allow-credentials" not in response.headers
+
+
+async def test_configured_web_page_reads_every_kind_of_refusal(reasoner):
+    access = make_access(
+        cors_origins=["https://app.example"],
+        max_body_bytes=1000,
+        limits={BOB: Limits(max_requests_per_minute=1)},
+    )
+    app = make_app(reasoner, access)
+    origin = {"origin": "https://app.example"}
+    reasoner.failures = {"Busy?": EngineError("overloaded.")}
+    statuses = []
+    for key, method, path, options in (
+        (ALICE, "GET", "/v1/nothing", {}),
+        (ALICE, "DELETE", "/v1/reason", {}),
+        (ALICE, "POST", "/v1/reason", {"content": b"x" * 1001}),
+        (ALICE, "POST", "/v1/reason", {"content": b"{}"}),
+        (ALICE, "POST", "/v1/reason", {"json": {"question": "Why?", "nonsense": 1}}),
+        (ALICE, "POST", "/v1/load_lora_adapter", {"json": LOAD}),
+        (ALICE, "POST", "/v1/reason", {"json": {"question": "Busy?"}}),
+        (BOB, "GET", "/v1/models", {}),
+        (BOB, "GET", "/v1/models", {}),
+    ):
+        async with client_of(app, key) as client:
+            response = await client.request(method, path, headers=origin, **options)
+        statuses.append(response.status_code)
+        assert response.headers["access-control-allow-origin"] == "https://app.example"
+        readable = response.headers["access-control-expose-headers"]
+        assert {"Retry-After", "X-Request-Id"} <= set(readable.split(", "))
+    assert statuses == [404, 405, 413, 415, 422, 403, 503, 200, 429]
 
 
 async def test_configured_web_page_reads_an_internal_error_too(reasoner):
