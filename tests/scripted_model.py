@@ -60,8 +60,8 @@ TEMPLATE = (
 )
 
 
-def make_scripted_model(folder: Path) -> Path:
-    """Saves model and tokenizer into ``folder``."""
+def make_scripted_model(folder: Path, *, max_positions: int = 4096) -> Path:
+    """Saves model and tokenizer into ``folder``; a prompt may have ``max_positions`` bytes."""
     tokenizer = make_scripted_tokenizer()
     config = LlamaConfig(
         num_hidden_layers=1,
@@ -70,7 +70,7 @@ def make_scripted_model(folder: Path) -> Path:
         num_key_value_heads=2,
         head_dim=16,
         intermediate_size=32,
-        max_position_embeddings=4096,
+        max_position_embeddings=max_positions,
         vocab_size=len(tokenizer),
         tie_word_embeddings=False,
         bos_token_id=None,
