@@ -88,3 +88,15 @@ async def test_documented_examples_are_taken(client, reasoner):
         response = await client.post(path, json=body)
         # Adapters may not be changed over HTTP here.
         assert response.status_code == (403 if "lora" in path else 200), response.text
+
+
+async def test_bodies_and_answers_of_chats_are_described(client):
+    schema = (await client.get("/openapi.json")).json()
+    call = schema["paths"]["/v1/chat/completions"]["post"]
+    body = schema["components"]["schemas"]["ChatBody"]["properties"]
+    assert {"model", "messages", "stream", "tools", "latentmas"} <= set(body)
+    assert {"200", "400", "404", "503"} <= set(call["responses"])
+    assert set(call["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+    options = schema["components"]["schemas"]["LatentOptions"]["properties"]
+    assert {"mode", "latent_steps", "handoff", "adapters", "top_k"} <= set(options)
+    assert "question" not in options

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import openai
 import pytest
-from huggingface_hub import InferenceClient
+from huggingface_hub import AsyncInferenceClient, InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoTokenizer
 
 from tests.lora.adapters import make_adapter
@@ -320,20 +321,48 @@ def test_models_are_listed_and_found(client):
 
 
 @pytest.fixture
-def hub_client(service, monkeypatch):
-    """The hub's client of chat completions; here it talks to no hub."""
+def _hub_is_not_asked(monkeypatch):
+    """The hub's clients of chat completions talk to whom they are told; here to no hub."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def hub_client(service, _hub_is_not_asked):
     return InferenceClient(base_url=f"{service.url}/v1", api_key="any")
 
 
+HUB_OPTIONS = {"model": PIPELINE, "messages": [USER], "temperature": 0.0, "max_tokens": 20}
+
+
 def test_the_hubs_client_chats_streams_and_calls_tools(hub_client):
-    options = {"model": PIPELINE, "messages": [USER], "temperature": 0.0, "max_tokens": 20}
-    answer = hub_client.chat_completion(**options)
+    answer = hub_client.chat_completion(**HUB_OPTIONS)
     assert answer.choices[0].message.content == SAID
     pieces = [
         chunk.choices[0].delta.content
-        for chunk in hub_client.chat_completion(**options, stream=True)
+        for chunk in hub_client.chat_completion(**HUB_OPTIONS, stream=True)
     ]
     assert "".join(piece or "" for piece in pieces) == SAID
-    (call,) = hub_client.chat_completion(**options, tools=[TOOL]).choices[0].message.tool_calls
+    (call,) = hub_client.chat_completion(**HUB_OPTIONS, tools=[TOOL]).choices[0].message.tool_calls
     assert call.function.name == "weather"
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [({"model": "gpt-4o"}, 404, "does not exist here"), ({"n": 2}, 400, "n is 2")],
+    ids=["model", "n"],
+)
+def test_the_hubs_client_raises_its_own_error_with_our_words(hub_client, options, status, words):
+    with pytest.raises(HfHubHTTPError, match=words) as caught:
+        hub_client.chat_completion(**HUB_OPTIONS | options)
+    assert caught.value.response.status_code == status
+
+
+@pytest.mark.usefixtures("_hub_is_not_asked")
+async def test_the_hubs_async_client_streams_with_logprobs_and_usage(service):
+    options = {"logprobs": True, "top_logprobs": 2, "stream_options": {"include_usage": True}}
+    async with AsyncInferenceClient(base_url=f"{service.url}/v1", api_key="any") as client:
+        stream = await client.chat_completion(**HUB_OPTIONS, **options, stream=True)
+        chunks = [chunk async for chunk in stream]
+    told = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices]
+    assert [t.token for one in told if one for t in one.content] == list(ANSWER)
+    assert chunks[-1].usage.completion_tokens == len(ANSWER)
