@@ -25,6 +25,7 @@ from latentmas_core.names import Name
 from latentmas_core.pipelines.builtin import CHAT, builtin_pipelines, chat_pipeline
 from latentmas_core.pipelines.spec import PipelineSpec
 from latentmas_core.request import DEFAULT_PIPELINE
+from latentmas_core.routing.domains import AUTO
 from latentmas_core.validation import validated
 
 WITHOUT_PATHS = {"checks_paths": False}  # a context: the paths are those of another machine
@@ -140,7 +141,7 @@ class AppArgs(GroupsConfig):
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
-        yield from self._names_declared_twice()
+        yield from self._names_that_are_taken()
         yield from self._unknown_agents()
         yield from self._pipelines_without_hosts()
         yield from self._unknown_resident_adapters()
@@ -148,7 +149,7 @@ class AppArgs(GroupsConfig):
             wrong = list(self._engine_problems(group, f"groups[{i}].engine"))
             yield from wrong or self._too_many_steps(group, f"groups[{i}]")
 
-    def _names_declared_twice(self) -> Iterator[Problem]:
+    def _names_that_are_taken(self) -> Iterator[Problem]:
         for kind, declared in (("agent", self.agents), ("pipeline", self.pipelines)):
             names = [one.name for one in declared]
             for i, name in enumerate(names):
@@ -157,6 +158,12 @@ class AppArgs(GroupsConfig):
                         f"{kind}s[{i}].name",
                         f"{kind} {name!r} is declared twice; names are unique. Rename one",
                     )
+        for i, spec in enumerate(self.pipelines):
+            if spec.name == AUTO:
+                yield Problem(
+                    f"pipelines[{i}].name",
+                    f"pipeline {AUTO!r} stands for whichever the question chooses. Rename it",
+                )
 
     def _unknown_agents(self) -> Iterator[Problem]:
         known = self.known_agents

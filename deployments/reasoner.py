@@ -36,6 +36,8 @@ from latentmas_core.pipelines.retries import RetryPolicy
 from latentmas_core.pipelines.stage_worker import Roster
 from latentmas_core.request import Handoff, Mode, ReasonRequest
 from latentmas_core.result import Result
+from latentmas_core.routing.domains import AUTO
+from latentmas_core.routing.router import Route, Router
 
 READY_TIMEOUT_S = 2.0
 
@@ -60,14 +62,17 @@ class Reasoner:
         self._agents = args.known_agents
         self._declared = {g.name: Roster(args.agents_of(g), args.latent_steps) for g in args.groups}
         self.pipelines = args.offered_pipelines
-        self.plans = {name: plan(spec, args.group_of) for name, spec in self.pipelines.items()}
+        self._group_of = args.group_of
+        self.plans = {name: plan(spec, self._group_of) for name, spec in self.pipelines.items()}
+        hosted = tuple(agent for agent in self._agents if agent in self._group_of)
+        self._router = Router(self.pipelines, hosted)
         self._scale_to_zero = frozenset(g.name for g in args.groups if g.min_replicas == 0)
         self.adapters = AdapterDirectory(handles)
 
     async def check(self, request: ReasonRequest) -> None:
         """Raise NotFoundError if its pipeline, an agent or an adapter does not exist here,
         ConfigError if its caller may not ask for so much."""
-        await self._prepare(request)
+        await self._prepare(self._route(request))
 
     def stream(self, request: ReasonRequest) -> AsyncGenerator[Event, None]:
         """Events of one run. Raises what ``check`` raises before the first.
@@ -84,7 +89,8 @@ class Reasoner:
     async def _run(
         self, request: ReasonRequest, *, is_streamed: bool
     ) -> AsyncGenerator[Event, None]:
-        self.plan_of(request)  # no metrics of pipelines that do not exist
+        route = self._route(request)  # no metrics of pipelines that do not exist
+        request = route.request
         timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
         ends_at = time.monotonic() + timeout_s
         run_id = new_run_id()
@@ -92,7 +98,7 @@ class Reasoner:
             metrics = stack.enter_context(self._metrics.run(request))
             spans = stack.enter_context(run_spans(self._tracing, request, run_id))
             async with _within(timeout_s):
-                chosen, adapters = await self._prepare(request)
+                chosen, adapters = await self._prepare(route)
                 account = await stack.enter_async_context(self._account_for(chosen, request))
             request = request.model_copy(update={"timeout_s": ends_at - time.monotonic()})
             runner = ServeAgentRunner(
@@ -105,7 +111,8 @@ class Reasoner:
             )
             executor = Executor(runner, retries=self._retries)
             note(run_id=run_id, pipeline=request.pipeline, mode=request.mode.value)
-            async with aclosing(executor.run(chosen, request, run_id=run_id)) as events:
+            events = executor.run(chosen, request, run_id=run_id, routing=route.decision)
+            async with aclosing(events):
                 async for event in events:
                     if isinstance(event, AnswerDone):
                         note(**event.result.usage.model_dump())
@@ -120,13 +127,13 @@ class Reasoner:
             return nullcontext(RunAccount())
         return self._budget.run(max_wait_s=request.max_wait_s)
 
-    async def _prepare(
-        self, request: ReasonRequest
-    ) -> tuple[Plan, dict[str, tuple[LoadedAdapter, ...]]]:
+    async def _prepare(self, route: Route) -> tuple[Plan, dict[str, tuple[LoadedAdapter, ...]]]:
         """What is to run, and the adapters that each stage of it needs, by its name."""
+        spec, request, _ = route
         current_caller().check(request)
-        chosen = self.plan_of(request)
-        check_choices(self.pipelines[request.pipeline], request)
+        check_choices(spec, request)
+        is_offered = self.pipelines.get(spec.name) is spec
+        chosen = self.plans[spec.name] if is_offered else plan(spec, self._group_of)
         chosen = chosen.in_mode(request.mode)
         own = {stage.name: await self._adapters_of(stage, request) for stage in chosen.stages}
         return chosen, {
@@ -144,16 +151,20 @@ class Reasoner:
         own = [n for names in by_agent.values() for n in names if n not in asked]
         return (*await self.adapters.require(asked), *await self.adapters.find(own))
 
-    def plan_of(self, request: ReasonRequest) -> Plan:
-        """The plan of the request's pipeline; NotFoundError names those that are offered."""
-        found = self.plans.get(request.pipeline)
-        if found is None:
+    def _route(self, request: ReasonRequest) -> Route:
+        """The pipeline that the request names, or its question chooses; NotFoundError names those
+        that are offered."""
+        if request.pipeline == AUTO:
+            return self._router.route(request)
+        spec = self.pipelines.get(request.pipeline)
+        if spec is None:
             raise NotFoundError(
                 f"pipeline {request.pipeline!r} is not offered here; offered are "
-                f"{', '.join(sorted(self.plans))}. Declare it under pipelines in the config.",
+                f"{', '.join(sorted((AUTO, *self.pipelines)))}. Declare it under pipelines in the "
+                "config.",
                 param="pipeline",
             )
-        return found
+        return Route(spec, request)
 
     async def stats(self) -> dict[str, list[dict[str, Any]]]:
         """What each replica of each group that answers holds and has done."""

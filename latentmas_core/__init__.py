@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from latentmas_core.pipelines.yaml_file import load_pipelines
     from latentmas_core.request import Carry, Handoff, Mode, ReasonRequest, Trace
     from latentmas_core.result import AgentTrace, LensStep, LensToken, Result, Transfer, Usage
+    from latentmas_core.routing.domains import Domain, RoutingDecision
     from latentmas_core.system import LatentMASSystem
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Carry",
     "ConfigError",
     "ContextLengthError",
+    "Domain",
     "EngineConfig",
     "EngineError",
     "Handoff",
@@ -56,6 +58,7 @@ __all__ = [
     "PipelineSpec",
     "ReasonRequest",
     "Result",
+    "RoutingDecision",
     "SamplingParams",
     "SegmentError",
     "Trace",
@@ -70,6 +73,7 @@ _HOME_OF = {
     "AgentConfig": "agents.config",
     "AgentTrace": "result",
     "Carry": "request",
+    "Domain": "routing.domains",
     "Handoff": "request",
     "LatentMASSystem": "system",
     "LensStep": "result",
@@ -82,6 +86,7 @@ _HOME_OF = {
     "PipelineSpec": "pipelines.spec",
     "ReasonRequest": "request",
     "Result": "result",
+    "RoutingDecision": "routing.domains",
     "Trace": "request",
     "Transfer": "result",
     "Usage": "result",

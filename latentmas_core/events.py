@@ -6,6 +6,14 @@ from typing import Any
 from latentmas_core.logprobs import AnswerToken
 from latentmas_core.phases import Phase
 from latentmas_core.result import AgentTrace, LensStep, Result, StageTrace, ToolCallTrace
+from latentmas_core.routing.domains import RoutingDecision
+
+
+@dataclass(frozen=True)
+class Routed:
+    """The question chose its pipeline (``pipeline="auto"``); nothing has started yet."""
+
+    decision: RoutingDecision
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,8 @@ class AnswerDone:
 
 
 Event = (
-    StageStarted
+    Routed
+    | StageStarted
     | StageFinished
     | AgentStarted
     | AgentPhase

@@ -10,6 +10,7 @@ from latentmas_core.context.documents.document import Citation
 from latentmas_core.logprobs import AnswerToken
 from latentmas_core.phases import PhaseTimes
 from latentmas_core.request import Mode
+from latentmas_core.routing.domains import RoutingDecision
 
 
 class LensToken(FrozenModel):
@@ -151,6 +152,7 @@ class Result(FrozenModel):
     ``citations`` are the passages of documents that were shown with the question, [1] first. Where
     tools were called (``tool_calls``), the agents have run once per round: ``agents``, ``stages``,
     ``usage`` and ``transfer`` are those of all rounds, in their order.
+    ``routing``: how ``pipeline`` was chosen, where the request left that open ("auto").
     """
 
     id: str
@@ -166,3 +168,4 @@ class Result(FrozenModel):
     finish_reason: str = "stop"
     citations: tuple[Citation, ...] = ()
     tool_calls: tuple[ToolCallTrace, ...] = ()
+    routing: RoutingDecision | None = None

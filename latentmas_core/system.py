@@ -12,19 +12,14 @@ from latentmas_core.background import BackgroundLoop
 from latentmas_core.config import EngineConfig
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.stats import EngineStats
-from latentmas_core.errors import ConfigError, NotFoundError
+from latentmas_core.errors import ConfigError
 from latentmas_core.events import Event
 from latentmas_core.lora.choice import adapters_of, check_choices
 from latentmas_core.lora.library import AdapterInfo, AdapterLibrary, AdapterSource, LibraryEngine
 from latentmas_core.lora.merge_options import MergeOptions
 from latentmas_core.lora.registry import AdapterRegistry
-from latentmas_core.pipelines.builtin import (
-    BUILTIN_NAMES,
-    SEQUENTIAL,
-    builtin_pipelines,
-    sequential,
-    sequential_order,
-)
+from latentmas_core.pipelines.builtin import BUILTIN_NAMES, builtin_pipelines
+from latentmas_core.pipelines.choice import PipelineChoice, find_pipeline
 from latentmas_core.pipelines.executor import Executor, result_of
 from latentmas_core.pipelines.local_runner import LocalAgentRunner
 from latentmas_core.pipelines.plan import Plan, plan
@@ -33,12 +28,12 @@ from latentmas_core.pipelines.stage_worker import Roster, StageWorker
 from latentmas_core.pipelines.turn_engine import TurnEngine
 from latentmas_core.request import DEFAULT_PIPELINE, Mode, ReasonRequest
 from latentmas_core.result import Result
+from latentmas_core.routing.domains import AUTO, RoutingDecision
+from latentmas_core.routing.router import Route, Router
 from latentmas_core.validation import validated
 
 DEFAULT_LATENT_STEPS = 15
 LOCAL_GROUP = "local"
-
-PipelineChoice = str | PipelineSpec | Sequence[str]
 
 
 class SystemEngine(TurnEngine, LibraryEngine, Protocol):
@@ -55,6 +50,7 @@ class _Prepared(NamedTuple):
     plan: Plan
     request: ReasonRequest
     digests: Mapping[str, str]
+    routing: RoutingDecision | None
 
 
 class LatentMASSystem:
@@ -163,7 +159,7 @@ class LatentMASSystem:
 
     def add_pipeline(self, spec: PipelineSpec) -> Self:
         """Make a pipeline known by its name; its agents are looked up when it runs."""
-        if spec.name in BUILTIN_NAMES or spec.name in self._added_pipelines:
+        if spec.name in (*BUILTIN_NAMES, AUTO) or spec.name in self._added_pipelines:
             raise ConfigError(
                 f"pipeline {spec.name!r} exists already. Give this one another name.",
                 param="pipeline",
@@ -229,7 +225,8 @@ class LatentMASSystem:
         mode: Mode | str = Mode.LATENT,
         **options: Any,
     ) -> Result:
-        """Answer ``question``; ``pipeline`` is a name, a spec, or agents to run one by one.
+        """Answer ``question``; ``pipeline`` is a name, a spec, or agents to run one by one, or
+        "auto": the question's domain then says who answers (``result.routing``).
 
         ``options`` are the other fields of ReasonRequest. Raises NotFoundError for an unknown
         pipeline or agent, ConfigError for any other option, ContextLengthError for what does not
@@ -322,11 +319,11 @@ class LatentMASSystem:
 
     async def _events(self, prepared: _Prepared) -> AsyncGenerator[Event, None]:
         """A run. Adapters that are unloaded before it ends go then."""
-        chosen, request, digests = prepared
+        chosen, request, digests, routing = prepared
         executor = Executor(LocalAgentRunner(self._worker, self._engine, digests))
         async with (
             self._engine.holding(digests.values()),
-            aclosing(executor.run(chosen, request)) as events,
+            aclosing(executor.run(chosen, request, routing=routing)) as events,
         ):
             async for event in events:
                 yield event
@@ -338,10 +335,9 @@ class LatentMASSystem:
         mode: Mode | str,
         options: Mapping[str, Any],
     ) -> _Prepared:
-        spec = self._find_pipeline(pipeline)
-        spec.check_agents(self._agents)
-        fields = {"question": question, "pipeline": spec.name, "mode": mode, **options}
-        request = validated(ReasonRequest, fields)
+        spec, request, routing = self._route(
+            pipeline, {"question": question, "mode": mode, **options}
+        )
         check_choices(spec, request)
         chosen = plan(spec, dict.fromkeys(self._agents, LOCAL_GROUP)).in_mode(request.mode)
         names = {
@@ -352,28 +348,16 @@ class LatentMASSystem:
         }
         # Unknown ones are refused before anything runs.
         digests = {name: self._engine.adapter(name).digest for name in sorted(names)}
-        return _Prepared(chosen, request, digests)
+        return _Prepared(chosen, request, digests, routing)
 
-    def _find_pipeline(self, pipeline: PipelineChoice) -> PipelineSpec:
-        if isinstance(pipeline, PipelineSpec):
-            return pipeline
-        if not isinstance(pipeline, str | Sequence):
-            raise ConfigError(
-                f"pipeline is {pipeline!r}; give a name, a PipelineSpec or a list of agents.",
-                param="pipeline",
-            )
-        if not isinstance(pipeline, str):
-            return sequential(pipeline)
-        if pipeline == SEQUENTIAL:
-            return sequential(sequential_order(self._agents))
+    def _route(self, pipeline: PipelineChoice, fields: Mapping[str, Any]) -> Route:
         known = self.pipelines
-        if pipeline not in known:
-            raise NotFoundError(
-                f"pipeline {pipeline!r} does not exist. Known: {', '.join(known)}. "
-                "Add it with add_pipeline.",
-                param="pipeline",
-            )
-        return known[pipeline]
+        if isinstance(pipeline, str) and pipeline == AUTO:
+            request = validated(ReasonRequest, {**fields, "pipeline": AUTO})
+            return Router(known, self._agents).route(request)
+        spec = find_pipeline(pipeline, known, self._agents)
+        spec.check_agents(self._agents)
+        return Route(spec, validated(ReasonRequest, {**fields, "pipeline": spec.name}))
 
 
 def _merged(base: EngineConfig, **given: Any) -> EngineConfig:

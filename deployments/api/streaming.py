@@ -16,6 +16,7 @@ from latentmas_core.events import (
     AnswerDelta,
     AnswerDone,
     Event,
+    Routed,
     StageFinished,
     StageGivenUp,
     StageRetried,
@@ -59,7 +60,13 @@ AS_EVENTS = {
                 "anyOf": [
                     event_schema(
                         {"type": "object", "properties": _AT_MS, "required": ["at_ms"]},
-                        *("stage.started", "stage.finished", "stage.retried", "stage.failed"),
+                        *(
+                            "routing.decided",
+                            "stage.started",
+                            "stage.finished",
+                            "stage.retried",
+                            "stage.failed",
+                        ),
                         *("agent.started", "agent.phase", "agent.thought", "agent.finished"),
                         *("tool.started", "tool.finished", "answer.delta", "answer.done"),
                     ),
@@ -101,6 +108,8 @@ def stream_error(error: Exception) -> dict[str, Any]:
 def describe(event: Event) -> tuple[str, dict[str, Any]]:
     """The name of an event on the wire, and its content."""
     match event:
+        case Routed(decision):
+            return "routing.decided", {"routing": decision.model_dump(mode="json")}
         case StageStarted(stage, group, agents, attempt):
             content = {"stage": stage, "group": group, "agents": list(agents), "attempt": attempt}
             return "stage.started", content

@@ -9,13 +9,14 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Generic, TypeVar
 
-from latentmas_core.events import AnswerDone, Event
+from latentmas_core.events import AnswerDone, Event, Routed
 from latentmas_core.pipelines.plan import Plan
 from latentmas_core.pipelines.retries import RetryPolicy
 from latentmas_core.pipelines.runner import AgentRunner
 from latentmas_core.pipelines.walk import Walk
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
+from latentmas_core.routing.domains import RoutingDecision
 
 MemoryRef = TypeVar("MemoryRef")
 
@@ -35,15 +36,22 @@ class Executor(Generic[MemoryRef]):
         self._retries = retries
 
     async def run(
-        self, plan: Plan, request: ReasonRequest, *, run_id: str | None = None
+        self,
+        plan: Plan,
+        request: ReasonRequest,
+        *,
+        run_id: str | None = None,
+        routing: RoutingDecision | None = None,
     ) -> AsyncGenerator[Event, None]:
         """What happens, as it happens, then ``AnswerDone``; mode ``single`` runs the speaker only.
-        ``run_id`` becomes the result's.
+        ``run_id`` becomes the result's, and so does ``routing``, which is told before all else.
 
         The first stage that fails, and is not to be done without, cancels the others and its error
         is raised as it was. DeadlineError after ``request.timeout_s``. Closing the iteration
         cancels all stages. Either way every memory is given back first.
         """
+        if routing is not None:
+            yield Routed(routing)
         plan = plan.in_mode(request.mode)
         if self._retries.max_attempts > 1 and request.seed is None:
             # An answer that is begun again has to begin with the same words.
@@ -58,7 +66,7 @@ class Executor(Generic[MemoryRef]):
             walking.cancel()
             await asyncio.wait([walking])
             _note_outcome(walking)
-        yield AnswerDone(walk.result())
+        yield AnswerDone(walk.result().model_copy(update={"routing": routing}))
 
 
 def new_run_id() -> str:

@@ -314,7 +314,14 @@ def test_documented_client_is_answered(service, capsys):
 
 def test_models_are_listed_and_found(client):
     ids = [model.id for model in client.models.list()]
-    assert ids == [PIPELINE, "latentmas/sequential", "latentmas/chat", "scripted-1b", "mine"]
+    assert ids == [
+        "latentmas/auto",
+        PIPELINE,
+        "latentmas/sequential",
+        "latentmas/chat",
+        "scripted-1b",
+        "mine",
+    ]
     assert [client.models.retrieve(name).id for name in ids] == ids
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("latentmas/diagonal")

@@ -87,6 +87,7 @@ def trace_of(result: Result) -> RunTrace:
         failed_agents=result.failed_agents,
         transfer=result.transfer,
         latency_ms=result.latency_ms,
+        routing=result.routing,
     )
 
 

@@ -12,6 +12,7 @@ from deployments.args import AppArgs
 from latentmas_core.agents.assistant import ASSISTANT
 from latentmas_core.errors import NotFoundError
 from latentmas_core.pipelines.builtin import CHAT
+from latentmas_core.routing.domains import AUTO
 
 PREFIX = "latentmas/"
 
@@ -47,7 +48,7 @@ class ChatModels:
     @classmethod
     def of(cls, args: AppArgs) -> "ChatModels":
         group = next(g for g in args.groups if g.name == args.group_of[ASSISTANT])
-        return cls(args.offered_pipelines, args.engine_of(group).model_name)
+        return cls((AUTO, *args.offered_pipelines), args.engine_of(group).model_name)
 
     async def find(self, name: str, adapters: LoadedAdapters) -> Target:
         """ModelNotFoundError names what there is."""

@@ -21,6 +21,7 @@ from latentmas_core.config import (
 from latentmas_core.logprobs import AnswerToken
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import AgentTrace, Transfer
+from latentmas_core.routing.domains import RoutingDecision
 
 MAX_STOPS = 4
 
@@ -260,6 +261,7 @@ class RunTrace(Answered):
     failed_agents: tuple[str, ...]
     transfer: Transfer
     latency_ms: float
+    routing: RoutingDecision | None = None
 
 
 class ChatCompletion(Answered):

@@ -22,6 +22,7 @@ from latentmas_core.events import (
     AnswerDelta,
     AnswerDone,
     Event,
+    Routed,
     StageStarted,
 )
 from latentmas_core.logprobs import AnswerToken
@@ -37,7 +38,7 @@ async def begun(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, No
     with in_chat_fields():
         async for event in events:
             seen.append(event)
-            if not isinstance(event, StageStarted | AgentStarted):
+            if not isinstance(event, Routed | StageStarted | AgentStarted):
                 break
     return _from(seen, events)
 
@@ -75,8 +76,8 @@ async def _chunks(
         if isinstance(event, AnswerDelta):
             for chunk in answer.add(event):
                 yield chunk
-        elif isinstance(event, AgentThought) and event.lens is not None:
-            yield answer.thought(event)
+        elif isinstance(event, Routed) or (isinstance(event, AgentThought) and event.lens):
+            yield answer.told(event)
         elif isinstance(event, AnswerDone):
             for chunk in answer.end(event.result):
                 yield chunk
@@ -102,8 +103,8 @@ class _Answer:
         if text:
             yield self.chunk({"content": text})
 
-    def thought(self, event: AgentThought) -> dict[str, Any]:
-        """A chunk that adds nothing to the answer: what a latent step was close to."""
+    def told(self, event: Event) -> dict[str, Any]:
+        """A chunk that adds nothing to the answer: what happens on the way to it."""
         name, content = describe(event)
         return self.chunk({}) | {"latentmas": {"event": name} | content}
 

@@ -1,0 +1,123 @@
+"""How often ``pipeline="auto"`` finds the domain that a person gave a question, and in what time.
+
+python -m benchmarks.routing                      # the questions that the router has never seen
+python -m benchmarks.routing --questions FILE --wrong
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from latentmas_core.routing.classifier import Classification, classify
+from latentmas_core.routing.domains import Domain
+
+QUESTIONS = Path(__file__).parent.parent / "tests" / "routing" / "routing_questions.jsonl"
+Z_95 = 1.96  # of a two-sided interval of 95 %
+
+
+class Labelled(NamedTuple):
+    """A question, and the domains that a person gave it."""
+
+    question: str
+    domains: tuple[Domain, ...]
+
+
+class Answer(NamedTuple):
+    labelled: Labelled
+    found: Classification
+    seconds: float
+
+    @property
+    def is_right(self) -> bool:
+        """The clearest domain is the one that was given; of several all of them, and no more."""
+        wanted = self.labelled.domains
+        if len(wanted) == 1:
+            return self.found.domains[0] == wanted[0]
+        return set(self.found.domains) == set(wanted)
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def read_questions(path: Path) -> list[Labelled]:
+    """One JSON object per line: ``question`` and ``domains``."""
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [Labelled(one["question"], tuple(Domain(d) for d in one["domains"])) for one in lines]
+
+
+def ask_all(questions: Sequence[Labelled]) -> list[Answer]:
+    classify(questions[0].question)  # reads the lexicon
+    return [_ask(labelled) for labelled in questions]
+
+
+def _ask(labelled: Labelled) -> Answer:
+    began_at = time.perf_counter()
+    found = classify(labelled.question)
+    return Answer(labelled, found, time.perf_counter() - began_at)
+
+
+def wilson(num_right: int, num_all: int) -> Interval:
+    """The interval of 95 % for a share (E. B. Wilson, 1927)."""
+    share, squared = num_right / num_all, Z_95 * Z_95
+    middle = share + squared / (2 * num_all)
+    width = Z_95 * math.sqrt(share * (1 - share) / num_all + squared / (4 * num_all**2))
+    scale = 1 + squared / num_all
+    return Interval((middle - width) / scale, (middle + width) / scale)
+
+
+def report_lines(answers: Sequence[Answer]) -> Iterator[str]:
+    one = [answer for answer in answers if len(answer.labelled.domains) == 1]
+    several = [answer for answer in answers if len(answer.labelled.domains) > 1]
+    yield from _confusion_lines(one)
+    yield ""
+    yield _share_line("one domain: the clearest is the right one", one)
+    num_more = sum(len(answer.found.domains) > 1 for answer in one)
+    yield f"one domain: another was added to {num_more} of {len(one)}"
+    if several:
+        yield _share_line("several domains: exactly these", several)
+        num_one = sum(answer.found.domains[0] in answer.labelled.domains for answer in several)
+        yield f"several domains: the clearest is one of them in {num_one} of {len(several)}"
+    times = sorted(1e6 * answer.seconds for answer in answers)
+    yield f"time per question: median {statistics.median(times):.0f} µs, most {times[-1]:.0f} µs"
+
+
+def _share_line(what: str, answers: Sequence[Answer]) -> str:
+    num_right = sum(answer.is_right for answer in answers)
+    low, high = wilson(num_right, len(answers))
+    share = num_right / len(answers)
+    return f"{what}: {num_right} of {len(answers)} = {share:.1%} (95 %: {low:.1%} to {high:.1%})"
+
+
+def _confusion_lines(answers: Sequence[Answer]) -> Iterator[str]:
+    """A row per given domain, a column per domain that was found first."""
+    counts = Counter((a.labelled.domains[0], a.found.domains[0]) for a in answers)
+    yield f"{'given':<10}" + "".join(f"{domain:>11}" for domain in Domain)
+    for given in Domain:
+        yield f"{given:<10}" + "".join(f"{counts[given, found]:>11}" for found in Domain)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--questions", type=Path, default=QUESTIONS, metavar="FILE")
+    parser.add_argument("--wrong", action="store_true", help="also print what was found wrongly")
+    options = parser.parse_args()
+    answers = ask_all(read_questions(options.questions))
+    print("\n".join(report_lines(answers)))
+    if options.wrong:
+        for answer in answers:
+            if not answer.is_right:
+                given, found = ", ".join(answer.labelled.domains), ", ".join(answer.found.domains)
+                evidence = ", ".join(answer.found.evidence)
+                print(f"{given} -> {found} ({evidence}): {answer.labelled.question}")
+
+
+if __name__ == "__main__":
+    main()
