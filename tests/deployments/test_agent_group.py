@@ -353,7 +353,7 @@ async def test_answer_that_does_not_fit_fails_the_stage_before_it_begins(args, s
 
 
 async def test_unknown_pipeline_is_refused_before_anything_runs(reasoner):
-    with pytest.raises(NotFoundError, match="offered are chat, hierarchical, parallel, sequ"):
+    with pytest.raises(NotFoundError, match="offered are auto, chat, hierarchical, paral"):
         await reasoner.reason(make_request(pipeline="diagonal"))
 
 

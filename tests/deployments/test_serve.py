@@ -60,6 +60,14 @@ def test_it_answers_and_is_live_and_ready(service):
     assert service.get("/readyz").status_code == 200
 
 
+def test_question_chooses_its_expert_among_the_groups(service):
+    body = service.ask(
+        **SHORT | {"question": "Is penicillin an antibiotic?", "pipeline": "auto"}
+    ).json()
+    assert [agent["name"] for agent in body["agents"]] == ["medical", "judger"]
+    assert (body["routing"]["domain"], body["transfer"]["hops"]) == ("medical", 1)
+
+
 def test_http_listens_on_the_loopback_interface_only(service):
     listening = [
         connection.laddr.ip
