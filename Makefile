@@ -32,8 +32,12 @@ ask: $(INSTALLED) ## ask the running service: make ask Q="What is the capital of
 	|| { echo 'The question is missing. Try: make ask Q="What is the capital of France?"' >&2; exit 2; }
 	@$(BIN)/python -m deployments.ask "$$LATENTMAS_QUESTION"
 
+# Tests without Ray are run two at a time, by threads that do not spin while they wait, which would
+# take the other's core; a cluster has the machine to itself.
 test: check browser ## lint, types and every test that needs no GPU
-	$(BIN)/python -m pytest -q -m "not gpu" --durations=15
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "not gpu and not serve" --durations=15 \
+	--numprocesses=2 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -m "not gpu and serve" --durations=15
 
 check: $(INSTALLED) ## lint, format and types
 	$(BIN)/ruff check .

@@ -15,8 +15,9 @@ from tests.factories import make_tiny_model
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _own_cores() -> None:
+    """Two, shared with the other worker if there is one."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")
