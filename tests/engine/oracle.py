@@ -124,7 +124,9 @@ class Oracle:
         assert actual.keys.shape == expected.keys.shape
         for ours, theirs in ((actual.keys, expected.keys), (actual.values, expected.values)):
             scale = theirs.norm(dim=-1, keepdim=True).clamp_min(1) if self._is_scaled else 1.0
-            assert ((ours - theirs).abs() / scale).max() < TOLERANCE
+            worst = ((ours - theirs).abs() / scale).max().item()
+            largest = theirs.abs().max().item()
+            assert worst < TOLERANCE, f"rows differ by {worst}, of {largest} at most"
 
     def _run(self, chain: Chain) -> Outcome:
         memory: PlainMemory | None = None

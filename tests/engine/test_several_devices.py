@@ -86,8 +86,10 @@ async def assert_chains_equal(split: Engine, whole: Engine) -> None:
         await whole.release(theirs.memory)
 
 
-async def assert_chains_at_once_equal_the_plain_loop(split: Engine, model: Path) -> None:
-    oracle = Oracle(model)
+async def assert_chains_at_once_equal_the_plain_loop(
+    split: Engine, model: Path, *, is_scaled: bool = False
+) -> None:
+    oracle = Oracle(model, is_scaled=is_scaled)
     for _ in range(2):  # the second time with a warm prefix cache
         runs = await run_chains(split, CHAINS)
         for run, chain in zip(runs, CHAINS, strict=True):
@@ -151,7 +153,8 @@ async def test_unknown_structures_are_split_too(
     model = make_tiny_model(tmp_path, architecture, **settings)
     split = open_engine(model, num_shards=2)
     assert isinstance(split.stepper.runner._decoder, PlainDecoder)
-    await assert_chains_at_once_equal_the_plain_loop(split, model)
+    # phi3's thoughts carry rounding on: its keys, up to 5, have differed by 1.4e-4.
+    await assert_chains_at_once_equal_the_plain_loop(split, model, is_scaled=True)
 
 
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
