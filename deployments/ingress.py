@@ -24,6 +24,7 @@ from deployments.api.openai.models import ChatModels
 from deployments.api.openai.routes import add_chat_routes
 from deployments.api.openapi import ServiceLimits, describe_calls
 from deployments.api.request_span import RequestSpan
+from deployments.api.runpod import add_runpod_route
 from deployments.api.streaming import AS_EVENTS, HEADERS, MEDIA_TYPE, server_sent_events
 from deployments.args import AppArgs
 from deployments.budget import TransferBudget
@@ -74,6 +75,7 @@ def build_http_app(
     add_chat_routes(app, reasoner, models)
     add_catalogue_routes(app, reasoner)
     add_batch_route(app, reasoner, access.limits)
+    add_runpod_route(app, reasoner)
     add_pages(app)
 
     @app.post("/v1/reason", response_model=Result, responses={200: AS_EVENTS})

@@ -63,6 +63,10 @@ _EXAMPLES: dict[str, Schema] = {
         "stream": {"question": _QUESTION, "mode": "text", "stream": True},
     },
     "/v1/batch": {"two": {"requests": [_QUESTION, {"question": "Why?", "mode": "single"}]}},
+    "/runsync": {
+        "short": {"input": {"prompt": _QUESTION, "max_tokens": 64}},
+        "stream": {"input": {"prompt": _QUESTION, "pipeline": "parallel", "stream": True}},
+    },
     "/v1/chat/completions": {
         "pipeline": {
             "model": "latentmas/hierarchical",
@@ -83,7 +87,7 @@ _EXAMPLES: dict[str, Schema] = {
 }
 
 # Models with what is asked for; those of answers have fields of the same names.
-_ASKING = ("ReasonBody", "ReasonRequest", "ChatBody", "LatentOptions")
+_ASKING = ("ReasonBody", "ReasonRequest", "JobInput", "ChatBody", "LatentOptions")
 _TOKENS = ("max_tokens", "max_completion_tokens")
 
 

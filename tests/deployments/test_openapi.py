@@ -14,6 +14,7 @@ async def test_docs_describe_the_call(client):
     assert set(schema["paths"]) == {
         "/v1/reason",
         "/v1/batch",
+        "/runsync",
         "/v1/pipelines",
         "/v1/agents",
         "/v1/stats",
@@ -45,7 +46,7 @@ async def test_every_answer_of_a_call_is_described(client):
     guarded = common | {"401", "403"}
     for path, calls in schema["paths"].items():
         for method, call in calls.items():
-            expected = guarded if path.startswith("/v1/") else common
+            expected = guarded if path.startswith(("/v1/", "/runsync")) else common
             if method == "post":
                 refused = "400" if "chat" in path else "422"
                 expected = expected | {"413", "415", refused}
@@ -64,6 +65,7 @@ async def test_limits_of_the_service_are_told(reasoner):
         ("ReasonBody", "latent_steps", 5),
         ("ReasonRequest", "max_tokens", 7),
         ("LatentOptions", "latent_steps", 5),
+        ("JobInput", "max_tokens", 7),
         ("ChatBody", "max_tokens", 7),
         ("ChatBody", "max_completion_tokens", 7),
     ]:

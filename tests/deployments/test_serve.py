@@ -68,6 +68,13 @@ def test_question_chooses_its_expert_among_the_groups(service):
     assert (body["routing"]["domain"], body["transfer"]["hops"]) == ("medical", 1)
 
 
+def test_job_in_runpods_shape_is_completed(service):
+    job = {"prompt": SHORT["question"], "max_tokens": 4, "temperature": 0}
+    body = service.post("/runsync", input=job).json()
+    assert body["status"] == "COMPLETED"
+    assert [agent["name"] for agent in body["output"][0]["agents"]][-1] == "judger"
+
+
 def test_http_listens_on_the_loopback_interface_only(service):
     listening = [
         connection.laddr.ip

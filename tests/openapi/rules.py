@@ -41,6 +41,8 @@ def obey(case: Case, served: Served) -> None:
     case.body = deepcopy(case.body)  # it is used for other cases too
     if case.path == "/v1/reason":
         obey_reason(case.body)
+    elif case.path == "/runsync":
+        obey_reason(case.body["input"])
     elif case.path == "/v1/batch":
         obey_batch(case.body)
     elif case.path == "/v1/chat/completions":
