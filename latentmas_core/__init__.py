@@ -19,7 +19,7 @@ from latentmas_core.errors import (
 
 if TYPE_CHECKING:
     from latentmas_core.agents.config import AgentConfig, default_agents
-    from latentmas_core.latent.memory import MergeRule
+    from latentmas_core.latent.merge_rule import MergeRule
     from latentmas_core.lora.library import AdapterInfo
     from latentmas_core.lora.merge_options import MergeMethod, MergeOptions
     from latentmas_core.pipelines.spec import NodeSpec, PipelineSpec
@@ -80,7 +80,7 @@ _HOME_OF = {
     "LensToken": "result",
     "MergeMethod": "lora.merge_options",
     "MergeOptions": "lora.merge_options",
-    "MergeRule": "latent.memory",
+    "MergeRule": "latent.merge_rule",
     "Mode": "request",
     "NodeSpec": "pipelines.spec",
     "PipelineSpec": "pipelines.spec",

@@ -19,7 +19,7 @@ from latentmas_core.config import (
     Text,
     TopK,
 )
-from latentmas_core.latent.memory import MergeRule
+from latentmas_core.latent.merge_rule import MergeRule
 
 DEFAULT_PIPELINE = "hierarchical"
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from latentmas_core.agents.config import AgentConfig
 from latentmas_core.config import FrozenModel
-from latentmas_core.latent.memory import MergeRule
+from latentmas_core.latent.merge_rule import MergeRule
 from latentmas_core.latent.segment import BASE_ADAPTER
 from latentmas_core.pipelines.plan import Plan
 from latentmas_core.pipelines.spec import PipelineSpec

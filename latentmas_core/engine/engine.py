@@ -38,7 +38,8 @@ from latentmas_core.engine.stepper import Stepper
 from latentmas_core.engine.turn import Turn, TurnDone, TurnEvent
 from latentmas_core.errors import AdapterError, EngineError, LatentMASError, LostError
 from latentmas_core.latent.codec import KVLayout, PackedSegments, pack
-from latentmas_core.latent.memory import Memory, MergeRule, check_same_model, merge
+from latentmas_core.latent.memory import Memory, check_same_model, merge
+from latentmas_core.latent.merge_rule import MergeRule
 from latentmas_core.latent.segment import Segment, SegmentTensors
 from latentmas_core.latent.wire_buffers import WireBuffers
 from latentmas_core.lora.base_model import BaseModel

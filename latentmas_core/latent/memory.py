@@ -7,17 +7,10 @@ re-rotation of whole self-contained memories.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from latentmas_core.errors import SegmentError
+from latentmas_core.latent.merge_rule import MergeRule
 from latentmas_core.latent.segment import Seen, Segment
-
-
-class MergeRule(StrEnum):
-    """Where the rows of parallel memories stand for the agent that reads them all."""
-
-    REUSED = "reused"
-    CONSECUTIVE = "consecutive"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from latentmas_core.errors import NotFoundError
-from latentmas_core.latent.memory import MergeRule
+from latentmas_core.latent.merge_rule import MergeRule
 from latentmas_core.pipelines.spec import NodeSpec, PipelineSpec
 from latentmas_core.request import Mode, OnExpertFailure
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from latentmas_core.config import FrozenModel
 from latentmas_core.errors import ConfigError, NotFoundError, PipelineError
-from latentmas_core.latent.memory import MergeRule
+from latentmas_core.latent.merge_rule import MergeRule
 from latentmas_core.names import Name
 from latentmas_core.request import OnExpertFailure
 from latentmas_core.validation import validated

@@ -8,7 +8,8 @@ import torch
 
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.turn import Turn, TurnEvent
-from latentmas_core.latent.memory import Memory, MergeRule
+from latentmas_core.latent.memory import Memory
+from latentmas_core.latent.merge_rule import MergeRule
 from latentmas_core.lora.cached_adapter import AdapterSpec
 
 if TYPE_CHECKING:
