@@ -1,7 +1,8 @@
 """``latentmas``: one program; its commands are entry points of the group ``latentmas.commands``.
 
-So a package adds commands without being imported here. Modules of commands import what is heavy, or
-belongs to an extra, when a command runs: ``--help`` needs none of it.
+So a package adds commands without being imported here; those of this package are there without one.
+Modules of commands import what is heavy, or belongs to an extra, when a command runs: ``--help``
+needs none of it.
 """
 
 import re
@@ -9,6 +10,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, entry_points, requires
 
 import typer
+
+from latentmas_core.cli.adapters_command import adapters
+from latentmas_core.cli.ask_command import ask
+from latentmas_core.cli.chat_command import chat
+from latentmas_core.cli.models_command import models
 
 COMMANDS = "latentmas.commands"
 PACKAGE = "latentmas"
@@ -27,6 +33,10 @@ def build_app() -> typer.Typer:
     def latentmas() -> None:
         """Multi-agent reasoning whose agents hand each other thoughts, not text."""
 
+    app.command("ask")(ask)
+    app.command("chat")(chat)
+    app.command("models")(models)
+    app.add_typer(adapters, name="adapters")
     for command in sorted(entry_points(group=COMMANDS), key=lambda command: command.name):
         loaded = command.load()
         if isinstance(loaded, typer.Typer):  # one with commands of its own

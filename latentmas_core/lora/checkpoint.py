@@ -33,7 +33,7 @@ PICKLE_FILE = "adapter_model.bin"
 
 MAX_HEADER_BYTES = 2**24  # names and shapes in front of the weights
 
-_WEIGHT_NAME = re.compile(
+WEIGHT_NAME = re.compile(
     r"base_model\.model\.(?:model\.)*layers\.(?P<layer>\d+)\.(?P<target>[\w.]+)"
     r"\.lora_(?P<matrix>[AB])\.weight"
 )
@@ -72,12 +72,12 @@ class LoRACheckpoint:
 
 def read_checkpoint(folder: Path, base: BaseModel, *, max_rank: int) -> LoRACheckpoint:
     """Raises AdapterError when it is missing, broken, unsupported or made for another base."""
-    config_bytes = _read_bytes(folder, CONFIG_FILE, MAX_CONFIG_BYTES)
+    config_bytes = read_file(folder, CONFIG_FILE, MAX_CONFIG_BYTES)
     config = parse_config(folder, config_bytes)
     _check_base(folder, config, base)
     _check_rank(folder, config, max_rank)
-    weights_bytes = _read_bytes(folder, WEIGHTS_FILE, max_file_bytes(base, config.rank))
-    tensors = _parse_weights(folder, weights_bytes)
+    weights_bytes = read_file(folder, WEIGHTS_FILE, max_file_bytes(base, config.rank))
+    tensors = parse_weights(folder, weights_bytes)
     weights = _pair(folder, tensors, base, config.rank)
     _refuse_infinite(folder, tensors, weights_bytes)
     _check_targets(folder, config.target_modules, {target for _, target in weights}, base)
@@ -102,7 +102,8 @@ def _digest(config_bytes: bytes, weights_bytes: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def _read_bytes(folder: Path, name: str, max_bytes: int) -> bytes:
+def read_file(folder: Path, name: str, max_bytes: int) -> bytes:
+    """One of the two files of an adapter; AdapterError where it cannot be read or is too large."""
     path = folder / name
     try:
         num_bytes = path.stat().st_size
@@ -149,7 +150,8 @@ def _check_rank(folder: Path, config: AdapterConfig, max_rank: int) -> None:
         )
 
 
-def _parse_weights(folder: Path, content: bytes) -> dict[str, torch.Tensor]:
+def parse_weights(folder: Path, content: bytes) -> dict[str, torch.Tensor]:
+    """By their names, whatever they are called. AdapterError for what is no safetensors file."""
     try:
         return safetensors.torch.load(content)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
@@ -218,7 +220,7 @@ def _check_targets(
 
 
 def _place_of(folder: Path, name: str, base: BaseModel) -> tuple[int, str, str]:
-    match = _WEIGHT_NAME.fullmatch(name)
+    match = WEIGHT_NAME.fullmatch(name)
     if match is None or match["target"] not in base.targets:
         raise AdapterError(
             f"adapter {folder} holds {name!r}, which is no LoRA weight of a target that is served. "

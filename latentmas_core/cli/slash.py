@@ -1,0 +1,115 @@
+"""What can be said in a chat beside questions: ``/help`` and the others."""
+
+import json
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NamedTuple
+
+from latentmas_core.cli.backend import known_pipelines
+from latentmas_core.cli.output import Output
+from latentmas_core.cli.talk import Talk
+from latentmas_core.errors import ConfigError
+from latentmas_core.request import Mode
+from latentmas_core.routing.domains import AUTO
+
+OFF = "off"
+DEFAULT_FILE = "conversation.json"
+
+
+class SlashCommand(NamedTuple):
+    """``run`` gets what stands behind the command, without blanks around it."""
+
+    usage: str
+    about: str
+    run: Callable[[str], None]
+
+
+class SlashCommands:
+    """``is_over``: the chat is to end."""
+
+    def __init__(self, talk: Talk, output: Output) -> None:
+        self._talk = talk
+        self._output = output
+        self._saved: set[Path] = set()
+        self.is_over = False
+        self._commands: Mapping[str, SlashCommand] = {
+            "/help": SlashCommand("/help", "this list", self._help),
+            "/clear": SlashCommand("/clear", "forget what was said", self._clear),
+            "/save": SlashCommand(
+                "/save [FILE]", f"write down what was said, into {DEFAULT_FILE}", self._save
+            ),
+            "/pipeline": SlashCommand(
+                "/pipeline [NAME]", "choose who answers, or list the choices", self._pipeline
+            ),
+            "/mode": SlashCommand("/mode [NAME]", f"one of {', '.join(Mode)}", self._mode),
+            "/lora": SlashCommand(
+                "/lora [NAME|off]", "let all agents use an adapter, or none", self._lora
+            ),
+            "/exit": SlashCommand("/exit", "leave, as Ctrl-D does", self._exit),
+        }
+
+    def run(self, line: str) -> None:
+        """Raises LatentMASError for what is wrong with a command, unknown ones among it."""
+        name, _, rest = line.partition(" ")
+        command = self._commands.get(name)
+        if command is None:
+            raise self._unknown(name)
+        command.run(rest.strip())
+
+    def _unknown(self, name: str) -> ConfigError:
+        near = get_close_matches(name, self._commands, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "/help lists what there is."
+        return ConfigError(f"{name} is no command. {hint}")
+
+    def _help(self, rest: str) -> None:
+        width = max(len(command.usage) for command in self._commands.values())
+        for command in self._commands.values():
+            self._output.tell(f"  {command.usage:<{width}}  {command.about}")
+
+    def _clear(self, rest: str) -> None:
+        self._talk.history.clear()
+        self._output.tell("The conversation begins anew.")
+
+    def _save(self, rest: str) -> None:
+        path = Path(rest or DEFAULT_FILE).expanduser().absolute()
+        messages = [message.model_dump(exclude_defaults=True) for message in self._talk.history]
+        try:
+            # What this chat did not write itself is not its to overwrite.
+            with path.open("w" if path in self._saved else "x", encoding="utf-8") as file:
+                json.dump(messages, file, indent=2, ensure_ascii=False)
+        except FileExistsError:
+            raise ConfigError(f"{path} exists already. Choose another name.") from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error.strerror}.") from None
+        self._saved.add(path)
+        self._output.tell(f"{len(messages)} messages written to {path}")
+
+    def _pipeline(self, rest: str) -> None:
+        if rest:
+            self._talk.choose_pipeline(rest)
+            self._output.tell(f"From now on {rest} answers.")
+            return
+        chosen = self._talk.settings.pipeline
+        for one in known_pipelines(self._talk.backend):
+            is_used = one.name == chosen or (chosen is None and one.is_default)
+            about = one.description if one.name == AUTO else ", ".join(one.agents)
+            self._output.tell(f"{'*' if is_used else ' '} {one.name}: {about}")
+
+    def _mode(self, rest: str) -> None:
+        if not rest:
+            self._output.tell(f"The mode is {self._talk.settings.mode or Mode.LATENT}.")
+            return
+        if rest not in list(Mode):
+            raise ConfigError(f"mode {rest!r} does not exist; there are {', '.join(Mode)}.")
+        self._talk.choose_mode(Mode(rest))
+        self._output.tell(f"The mode is {rest} from now on.")
+
+    def _lora(self, rest: str) -> None:
+        if rest:
+            self._talk.choose_adapter(None if rest == OFF else rest)
+        used = self._talk.settings.adapter
+        self._output.tell(f"All agents use {used}." if used else "No adapter is chosen.")
+
+    def _exit(self, rest: str) -> None:
+        self.is_over = True
