@@ -37,6 +37,50 @@ def test_the_lens_shows_every_step_of_those_who_think():
     assert "steps shown: {'planner': 6, 'critic': 6, 'refiner': 6, 'judger': 0}" in printed
 
 
+def test_chat_is_the_program_and_prints_one_result_as_json():
+    arguments = ("--prompt", "What is AI?", "--output-json", "--max-tokens", "8")
+    result = json.loads(run_python("examples/chat.py", *arguments, "--latent-steps", "2"))
+    assert result["final_answer"]
+    assert [agent["latent_steps"] for agent in result["agents"]] == [2, 2, 2, 0]
+
+
+def test_the_physician_says_that_it_is_on_the_base():
+    arguments = ("--question", "Which organ makes insulin?", "--max-tokens", "8")
+    printed = run_python("examples/medical_qa.py", *arguments, "--latent-steps", "2")
+    assert "No medical adapter for embedded:" in printed
+    assert "medical: clinical expertise, on base" in printed
+
+
+def test_pipelines_of_ones_own_run():
+    arguments = ("--max-tokens", "8", "--latent-steps", "2")
+    printed = run_python("examples/custom_pipeline.py", *arguments)
+    assert "economist (economist) <- for, against: speaks" in printed
+    assert "critic (critic) <- first_opinion, second_opinion: 2 latent steps" in printed
+
+
+def test_adapters_in_one_batch_give_answers_of_their_own():
+    arguments = ("--adapters", "3", "--max-tokens", "10", "--latent-steps", "2")
+    printed = run_python("examples/many_adapters.py", *arguments)
+    assert re.findall(r"^ *(\w+): ", printed, re.MULTILINE) == [
+        "adapter0_rank4",
+        "adapter1_rank8",
+        "adapter2_rank16",
+        "base",
+    ]
+    assert "4 different answers of 4 rows" in printed
+    assert "rows answer as they do alone" in printed
+
+
+def test_sample_questions_have_answers_and_domains():
+    rows = json.loads((ROOT / "examples" / "data" / "sample_data.json").read_text())
+    assert len(rows) >= 20
+    assert len({row["id"] for row in rows}) == len({row["question"] for row in rows}) == len(rows)
+    for row in rows:
+        assert set(row) == {"id", "domain", "question", "answer"}
+        assert all(row.values()), row["id"]
+    assert {row["domain"] for row in rows} == {"medical", "math", "code", "reasoning", "general"}
+
+
 def blocks_of_the_readme():
     """What it shows in Python: the first use, and adapters."""
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
