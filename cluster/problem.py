@@ -1,5 +1,6 @@
 """What is wrong with a config: everything at once, each problem with its place in the file."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 MAX_SHOWN_CHARS = 80
+_CREDENTIALS = re.compile(r"://\S*@")  # in a URL: user and password
 
 
 @dataclass(frozen=True)
@@ -80,5 +82,5 @@ def _message(details: ErrorDetails) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = _CREDENTIALS.sub("://***@", repr(value))
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, WrapValidator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WrapValidator,
+)
 
 from cluster.config import GroupConfig, GroupsConfig
 from cluster.problem import Problem, problems_of
@@ -18,6 +25,7 @@ from latentmas_core.agents.assistant import ASSISTANT, assistant_agent
 from latentmas_core.agents.config import AgentConfig, default_agents
 from latentmas_core.agents.presets import PRESETS, preset_values
 from latentmas_core.config import EngineConfig, FrozenModel
+from latentmas_core.context.conversations.config import ConversationsConfig
 from latentmas_core.errors import ConfigError, LatentMASError
 from latentmas_core.lora.library import AdapterSource
 from latentmas_core.lora.registry import read_entries
@@ -124,8 +132,11 @@ class AppArgs(GroupsConfig):
     ``request_timeout_s`` is the most that a request may take, whatever it says itself. A stage
     whose replica is lost is tried ``max_stage_attempts`` times. While ``max_transfer_bytes`` of
     memory are on their way between groups new requests wait; by default that is half of the
-    cluster's object stores.
+    cluster's object stores. Conversations are kept where ``conversations`` is given, be it empty.
     """
+
+    # The URL of a database may hold a password.
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     engine: EngineConfig = EngineConfig()
     latent_steps: int = Field(default=15, ge=0)
@@ -133,6 +144,7 @@ class AppArgs(GroupsConfig):
     pipelines: tuple[Annotated[PipelineSpec, WrapValidator(_in_plain_words)], ...] = ()
     adapters: AdaptersConfig = AdaptersConfig()
     access: CheckedAccess = AccessConfig()
+    conversations: ConversationsConfig | None = None
     max_ongoing_requests: int = Field(default=256, ge=1)
     max_queued_requests: int = Field(default=1024, ge=1)
     request_timeout_s: float = Field(default=540.0, gt=0)

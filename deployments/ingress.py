@@ -13,6 +13,7 @@ from deployments.api.access import PUBLIC_PATHS, Access, install_access
 from deployments.api.adapters import AdapterAdmin, add_adapter_routes
 from deployments.api.batch import add_batch_route
 from deployments.api.catalogue import add_catalogue_routes
+from deployments.api.conversations import add_conversation_routes
 from deployments.api.errors import (
     ERROR_RESPONSES,
     ErrorKind,
@@ -35,6 +36,7 @@ from deployments.reasoner import Reasoner
 from deployments.tracing import NO_TRACING, Tracing, open_tracing
 from deployments.transport import GroupHandle, object_store_bytes, rename_request, this_place
 from latentmas_core.config import JsonBool
+from latentmas_core.context.conversations.conversations import Conversations
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
 
@@ -58,9 +60,10 @@ def build_http_app(
     tracing: Tracing = NO_TRACING,
     *,
     limits: ServiceLimits = NO_LIMITS,
+    conversations: Conversations | None = None,
 ) -> FastAPI:
     """All routes over one reasoner; open to everyone without ``access``. ``limits`` are told, not
-    kept: that is the engines' and the keys' part."""
+    kept: that is the engines' and the keys' part. Without ``conversations`` none are kept."""
     # FastAPI's own pages would load their code from elsewhere.
     app = FastAPI(
         title="LatentMAS on Ray Serve", docs_url=None, redoc_url=None, responses=ERROR_RESPONSES
@@ -76,6 +79,8 @@ def build_http_app(
     add_catalogue_routes(app, reasoner)
     add_batch_route(app, reasoner, access.limits)
     add_runpod_route(app, reasoner)
+    if conversations is not None:
+        add_conversation_routes(app, conversations)
     add_pages(app)
 
     @app.post("/v1/reason", response_model=Result, responses={200: AS_EVENTS})
@@ -132,14 +137,24 @@ class Ingress:
         budget = TransferBudget(max_bytes)
         reasoner = Reasoner(args, handles, budget, RayRecorder(), self._tracing)
         models = ChatModels.of(args)
+        kept = args.conversations
+        self._conversations = None if kept is None else Conversations(kept)
         self._app = build_http_app(
-            reasoner, admin, models, access, self._tracing, limits=limits_of(args)
+            reasoner,
+            admin,
+            models,
+            access,
+            self._tracing,
+            limits=limits_of(args),
+            conversations=self._conversations,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._app
 
     async def __del__(self) -> None:
+        if self._conversations is not None:
+            await self._conversations.close()
         await self._tracing.close()
 
 

@@ -4,7 +4,9 @@ LatentMASError
 ├── ConfigError            options or a request that cannot be meant: a wrong value, a contradiction
 │   ├── PipelineError      a pipeline that is no valid DAG with one speaker
 │   └── DocumentError      a document that cannot be read or fetched, or is larger than allowed
-├── NotFoundError          a pipeline, agent, mode or adapter that does not exist here
+├── NotFoundError          a pipeline, agent, mode, adapter or conversation that does not exist here
+├── ConflictError          something that others are at, or that they have taken over meanwhile
+├── StoreError             the database of the conversations does not answer or cannot be used
 ├── ContextLengthError     prompt + memory + steps + answer do not fit the positions or the KV pool
 ├── ModelError             a model that is missing, broken or cannot be run exactly
 ├── AdapterError           an adapter that is missing, broken, unsupported or made for another base
@@ -53,7 +55,15 @@ class DocumentError(ConfigError):
 
 
 class NotFoundError(LatentMASError):
-    """A pipeline, agent, mode or adapter that does not exist here."""
+    """A pipeline, agent, mode, adapter or conversation that does not exist here."""
+
+
+class ConflictError(LatentMASError):
+    """Something that others are at, or that they have taken over meanwhile."""
+
+
+class StoreError(LatentMASError):
+    """The database of the conversations does not answer or cannot be used."""
 
 
 class ContextLengthError(LatentMASError):

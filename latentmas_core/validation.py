@@ -1,5 +1,6 @@
 """Turns what pydantic says about options into the product's own error: field, value, limit."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ from pydantic_core import ErrorDetails
 from latentmas_core.errors import ConfigError
 
 MAX_SHOWN_CHARS = 80
+_CREDENTIALS = re.compile(r"://\S*@")  # in a URL: user and password
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -36,5 +38,5 @@ def _field(problem: ErrorDetails) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = _CREDENTIALS.sub("://***@", repr(value))
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."

@@ -61,7 +61,7 @@ def install_access(app: FastAPI, access: Access) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.cors_origins,
-            allow_methods=("GET", "POST", "PUT", "DELETE"),
+            allow_methods=("GET", "POST", "PUT", "PATCH", "DELETE"),
             # Clients in browsers have headers of their own; there are no cookies to go with them.
             allow_headers=("*",),
             expose_headers=("Retry-After", REQUEST_ID_HEADER),

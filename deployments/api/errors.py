@@ -10,11 +10,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from latentmas_core.config import FrozenModel
 from latentmas_core.errors import (
     AdapterError,
     ConfigError,
+    ConflictError,
     ContextLengthError,
     DeadlineError,
     EngineError,
@@ -23,6 +25,7 @@ from latentmas_core.errors import (
     ModelError,
     NotFoundError,
     SegmentError,
+    StoreError,
 )
 
 RETRY_AFTER_S = 5
@@ -76,6 +79,7 @@ _KINDS: dict[type[LatentMASError], ErrorKind] = {
     ContextLengthError: ErrorKind(413, "invalid_request_error", "context_length_exceeded"),
     ModelNotFoundError: ErrorKind(404, "invalid_request_error", "model_not_found"),
     NotFoundError: ErrorKind(404, "invalid_request_error", "not_found"),
+    ConflictError: ErrorKind(409, "invalid_request_error", "conflict"),
     ConfigError: INVALID_REQUEST,
     HubError: ErrorKind(502, "server_error", "hub_unavailable"),
     AdapterError: ErrorKind(422, "invalid_request_error", "invalid_adapter"),
@@ -83,6 +87,7 @@ _KINDS: dict[type[LatentMASError], ErrorKind] = {
     ModelError: ErrorKind(500, "server_error", "model_error"),
     DeadlineError: ErrorKind(504, "server_error", "deadline_exceeded"),
     EngineError: ErrorKind(503, "server_error", "unavailable"),
+    StoreError: ErrorKind(503, "server_error", "store_unavailable"),
 }
 
 # What the framework itself refuses.
@@ -164,13 +169,23 @@ def install_error_handlers(app: FastAPI) -> None:
             kind, f"{request.method} {request.url.path}: {error.detail}. See /docs for the calls."
         )
         response.headers.update(error.headers or {})
+        if error.status_code == 405 and (allowed := _methods_of_path(request)):
+            response.headers["Allow"] = ", ".join(sorted(allowed))
         return response
+
+
+def _methods_of_path(request: Request) -> set[str]:
+    """Of all its routes: the framework tells those of the first. Folders of files have none here,
+    and tell their own."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = (one for one in routes if one.matches(request.scope)[0] is not Match.NONE)
+    return {name for route in matching for name in route.methods or ()}
 
 
 def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:
     """Message and field of the first problem: what is wrong, what was got, what is allowed."""
     problem = error.errors()[0]
-    path = [str(part) for part in problem["loc"] if part != "body"]
+    _, *path = map(str, problem["loc"])  # the first tells body, path or query
     field = ".".join(path) or None
     if problem["type"] == "extra_forbidden":
         return f"unknown field {field!r}. See /docs for the fields of this call.", field

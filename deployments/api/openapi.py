@@ -33,6 +33,7 @@ _GUARDED = (401, 403)
 _WITH_BODY = (413, 415)
 _ANSWERS = ("/v1/reason", "/v1/batch", "/v1/chat/completions")
 _LOADS = ("/v1/load_lora_adapter",)
+_CONVERSATIONS = "/v1/conversations"
 
 _HEADERS: Schema = {
     "X-Request-Id": {
@@ -84,6 +85,7 @@ _EXAMPLES: dict[str, Schema] = {
     },
     "/v1/load_lora_adapter": {"folder": {"lora_name": "mine", "lora_path": "/adapters/mine"}},
     "/v1/unload_lora_adapter": {"loaded": {"lora_name": "mine"}},
+    "/v1/conversations/{conversation_id}": {"renamed": {"title": "Capitals"}},
 }
 
 # Models with what is asked for; those of answers have fields of the same names.
@@ -127,7 +129,7 @@ def _completed(schema: Schema, public_paths: frozenset[str], limits: ServiceLimi
             answer["headers"] = {"X-Request-Id": _ref("headers", "X-Request-Id")}
         errors = {str(status): _ref("responses", f"Error{status}") for status in statuses}
         call["responses"] = answers | errors
-        if path in _EXAMPLES:
+        if path in _EXAMPLES and "requestBody" in call:
             content = call["requestBody"]["content"]["application/json"]
             content["examples"] = {
                 name: {"value": value} for name, value in _EXAMPLES[path].items()
@@ -147,8 +149,10 @@ def _statuses(path: str, method: str, *, is_public: bool) -> set[int]:
     statuses = set(_COMMON)
     if not is_public:
         statuses.update(_GUARDED)
-    if method == "post":
+    if method in ("post", "patch"):
         statuses.update(_WITH_BODY, [400 if is_openai_call(path) else 422])
+    if path.startswith(_CONVERSATIONS):
+        statuses.update([422], _WITH_BODY if method == "delete" else ())
     if path in _ANSWERS:
         statuses.add(504)
     if path in _LOADS:

@@ -45,6 +45,7 @@ APPLICATION_SECTIONS = {
     ],
 }
 ARGS_SECTIONS = {
+    "conversations": {"url": "postgresql://user@host/name", "max_turns": 100},
     "adapters": {"admin": False, "load": [{"name": "mine", "path": "owner/mine"}]},
     "agents": [
         {"name": "judger", "temperature": 0.1},

@@ -39,10 +39,13 @@ def make_access(*, limits=None, clock=None, **config) -> Access:
     return Access(AccessConfig(**config), KeyRing(fixed=keys), counts)
 
 
-def make_app(reasoner, access, *, admin: bool = True, tracing: Tracing = NO_TRACING):
+def make_app(
+    reasoner, access, *, admin: bool = True, tracing: Tracing = NO_TRACING, conversations=None
+):
     base = "Qwen2.5-3B-Instruct"
     adapters = AdapterAdmin(AdaptersConfig(admin=admin), base)
-    return build_http_app(reasoner, adapters, ChatModels(OFFERED, base), access, tracing)
+    models = ChatModels(OFFERED, base)
+    return build_http_app(reasoner, adapters, models, access, tracing, conversations=conversations)
 
 
 def client_of(app, key: str | None = None) -> httpx.AsyncClient:

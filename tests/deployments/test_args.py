@@ -6,6 +6,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from cluster.problem import problems_of
 from deployments.args import WITHOUT_PATHS, AdaptersConfig, AppArgs
 from latentmas_core.agents.config import AgentConfig
 
@@ -41,9 +42,32 @@ def test_unknown_key_anywhere_is_named(wrong):
 
 
 def test_wrong_engine_option_of_a_group_names_the_group_and_the_field():
-    with pytest.raises(ValidationError, match=r"'deciders'.*block_size") as caught:
+    with pytest.raises(ValidationError, match=r"block_size: of group 'deciders'") as caught:
         make_args(groups=deciders_with(engine={"block_size": 0}))
     assert "thinkers" not in str(caught.value).partition("[type=")[0]
+
+
+@pytest.mark.parametrize(
+    "conversations",
+    [
+        {"url": "mysql://user:secret@host/name"},
+        {"url": "postgresql://user:sec/ret@host:port/name"},
+        {"url": ["postgresql://user:secret@host/name"]},
+        {"url": "postgresql://user:secret@host/name", "max_turns": 0},
+        {"url": "postgresql://user:secret@host/name", "nonsense": 1},
+    ],
+)
+def test_password_of_a_database_is_not_told_with_what_is_wrong(conversations):
+    with pytest.raises(ValidationError, match="conversations") as caught:
+        make_args(conversations=conversations)
+    assert "secret" not in str(caught.value)
+    told = [str(problem) for problem in problems_of(caught.value, {})]
+    assert not any("secret" in one or "sec/ret" in one for one in told)
+
+
+def test_password_of_a_database_is_not_printed():
+    args = make_args(conversations={"url": "postgresql://user:secret@host/name"})
+    assert "secret" not in repr(args)
 
 
 @pytest.mark.parametrize(

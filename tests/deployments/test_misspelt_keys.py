@@ -39,6 +39,7 @@ MISSPELT = {
     "applications[0].args.groups[1].scaling.max_replicas": "max_replica",
     "applications[0].args.groups[1].engine.max_num_seqs": "max_num_seq",
     "applications[0].args.adapters.admin": "admins",
+    "applications[0].args.conversations.max_turns": "max_turn",
     "applications[0].args.adapters.load[0].path": "paths",
     "applications[0].args.agents[0].temperature": "temprature",
     "applications[0].args.agents[1].instructions.latent": "latents",

@@ -15,6 +15,9 @@ from ray import serve
 from deployments.api.keys import digest_of
 from deployments.app import build_app
 from deployments.args import AppArgs
+from latentmas_core.context.conversations.config import ConversationsConfig
+from latentmas_core.context.conversations.conversations import Conversations
+from tests.context.conversations.answers import take_turn
 from tests.deployments.keys import ALICE, BOB
 from tests.deployments.service import Service
 from tests.deployments.test_keys import entry, write
@@ -31,9 +34,10 @@ MAX_PER_MINUTE = 3
 class Guarded(Service):
     """With a key on every call, and the log files of its replicas."""
 
-    def __init__(self, port: int, logs: Path) -> None:
+    def __init__(self, port: int, folder: Path) -> None:
         super().__init__(port)
-        self.logs = logs
+        self.logs = folder / "logs"
+        self.database = database_of(folder)
         self.present(ALICE)
 
     def lines(self, event: str) -> list[dict]:
@@ -44,6 +48,10 @@ class Guarded(Service):
             for text in path.read_text().splitlines()
             if (line := json.loads(text)).get("event") == event
         ]
+
+
+def database_of(folder: Path) -> str:
+    return f"sqlite:///{folder}/conversations.db"
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +78,7 @@ def service(serve_port, tmp_path_factory):
             "body_timeout_s": BODY_TIMEOUT_S,
             "max_body_bytes": MAX_BODY_BYTES,
         },
+        "conversations": {"url": database_of(folder)},
     }
     serve.run(
         build_app(AppArgs.model_validate(args)),
@@ -77,7 +86,7 @@ def service(serve_port, tmp_path_factory):
         route_prefix="/",
         logging_config={"encoding": "JSON", "logs_dir": str(folder / "logs")},
     )
-    with Guarded(serve_port, folder / "logs") as service:
+    with Guarded(serve_port, folder) as service:
         yield service
     serve.delete(Service.NAME)
 
@@ -91,6 +100,18 @@ def test_only_a_right_key_gets_in(service):
         assert response.json()["error"]["code"] == "invalid_api_key"
     assert httpx.get(f"{service.url}/healthz").status_code == 200
     assert service.ask(question=QUESTION, max_tokens=2).status_code == 200
+
+
+async def test_conversations_are_those_of_the_callers_tenant(service):
+    """They are kept in a file that this process reaches as well."""
+    conversations = Conversations(ConversationsConfig(url=service.database))
+    await take_turn(conversations, "team", "mine", QUESTION)
+    await take_turn(conversations, "bob", "bobs", "Which others?")
+    await conversations.close()
+    listed = service._http.get("/v1/conversations").json()["data"]
+    assert [(one["id"], one["title"]) for one in listed] == [("mine", QUESTION)]
+    assert service._http.get("/v1/conversations/mine").json()["turns"][0]["question"] == QUESTION
+    assert service._http.get("/v1/conversations/bobs").status_code == 404
 
 
 def test_one_request_is_followed_by_its_id_through_ingress_and_replicas(service):

@@ -59,6 +59,7 @@ def args_of(folder: Path, key: str) -> dict[str, Any]:
             {"name": "deciders", "agents": ["refiner", "math", "judger"]},
         ],
         "adapters": {"admin": True, "roots": [str(folder)]},
+        "conversations": {"url": f"sqlite:///{folder}/conversations.db"},
         "access": {
             "keys_file": str(keys),
             "require_keys": True,
