@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from fastapi import FastAPI
@@ -9,7 +11,7 @@ from fastapi import FastAPI
 from deployments.api.errors import ErrorKind, error_response
 from deployments.args import AdaptersConfig
 from latentmas_core.config import FrozenModel, JsonBool, Text
-from latentmas_core.errors import AdapterError, ConfigError
+from latentmas_core.errors import AdapterError, ConfigError, LatentMASError
 from latentmas_core.lora.library import AdapterInfo, AdapterSource
 from latentmas_core.lora.registry import AdapterRegistry, check_base
 from latentmas_core.names import Name
@@ -108,15 +110,28 @@ def add_adapter_routes(app: FastAPI, directory: Directory, admin: AdapterAdmin) 
         is_named_by_operator = body.lora_path is None
         if is_named_by_operator:
             await asyncio.to_thread(admin.reload)
-        return await directory.load(admin.source_of(body), is_operators=is_named_by_operator)
+        with _in_body_fields(path="lora_name" if is_named_by_operator else "lora_path"):
+            return await directory.load(admin.source_of(body), is_operators=is_named_by_operator)
 
     @app.post("/v1/unload_lora_adapter", response_model=None)
     async def unload(body: UnloadBody) -> Any:
         """Unload it everywhere; stages under way that use it finish first."""
         if not admin.is_allowed:
             return _forbidden()
-        await directory.unload(body.lora_name)
+        with _in_body_fields():
+            await directory.unload(body.lora_name)
         return {"name": body.lora_name, "unloaded": True}
+
+
+@contextmanager
+def _in_body_fields(**fields: str) -> Iterator[None]:
+    """Errors name the field of the body that is wrong; ``fields`` beside those of its name."""
+    try:
+        yield
+    except LatentMASError as error:
+        known = {"name": "lora_name", "adapters": "lora_name", **fields}
+        error.param = known.get(error.param or "", error.param)
+        raise
 
 
 def _forbidden() -> Any:

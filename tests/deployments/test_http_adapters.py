@@ -103,7 +103,7 @@ async def test_broken_registry_is_for_the_operator_to_know(registered, reasoner,
     assert response.status_code == 200
     assert reasoner.adapters.sources.keys() == {"mine", "old"}
     response = await registered.post("/v1/load_lora_adapter", json={"lora_name": "nobody"})
-    assert str(registry) not in assert_error(response, 404, code="not_found", param="name")
+    assert str(registry) not in assert_error(response, 404, code="not_found", param="lora_name")
     assert "old" in await registered_names(registered)
     assert all(str(registry) in message for message in caplog.messages)
     assert len(caplog.messages) == 3
@@ -112,7 +112,7 @@ async def test_broken_registry_is_for_the_operator_to_know(registered, reasoner,
 @ADMIN
 async def test_entry_for_another_base_is_refused_with_both_names(client, reasoner):
     response = await client.post("/v1/load_lora_adapter", json={"lora_name": "coder_7b"})
-    message = assert_error(response, 422, code="invalid_adapter", param="name")
+    message = assert_error(response, 422, code="invalid_adapter", param="lora_name")
     assert "Qwen2.5-Coder-7B-Instruct" in message
     assert "Qwen2.5-3B-Instruct" in message
     assert reasoner.adapters.sources == {}
@@ -122,10 +122,7 @@ async def test_entry_for_another_base_is_refused_with_both_names(client, reasone
 @pytest.mark.parametrize("call", ["load_lora_adapter", "unload_lora_adapter"])
 async def test_unknown_name_is_404(client, call):
     response = await client.post(f"/v1/{call}", json={"lora_name": "nobody"})
-    assert "nobody" in assert_error(response, 404, code="not_found", param=ANY_NAME[call])
-
-
-ANY_NAME = {"load_lora_adapter": "name", "unload_lora_adapter": "adapters"}
+    assert "nobody" in assert_error(response, 404, code="not_found", param="lora_name")
 
 
 @ADMIN
@@ -156,5 +153,12 @@ async def test_wrong_body_names_the_field(client, reasoner, fields, param):
 )
 async def test_failure_to_load_is_told(client, reasoner, error, status, code, type_):
     reasoner.adapters.error = error
-    message = assert_error(await load(client), status, code=code, param="path", type_=type_)
+    message = assert_error(await load(client), status, code=code, param="lora_path", type_=type_)
     assert message == error.message
+
+
+@ADMIN
+async def test_path_that_the_operator_gave_is_told_of_as_the_name(client, reasoner):
+    reasoner.adapters.error = AdapterError("broken", param="path")
+    response = await client.post("/v1/load_lora_adapter", json={"lora_name": "medical_reasoner"})
+    assert_error(response, 422, code="invalid_adapter", param="lora_name")
