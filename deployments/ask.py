@@ -1,7 +1,11 @@
-"""Asks a running service one question and prints what its agents do: ``make ask Q=...``."""
+"""Asks a running service one question and prints what its agents do: ``make ask Q=...``.
+
+Where the service wants a key, it is that of the environment (``LATENTMAS_API_KEY``).
+"""
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +13,7 @@ from typing import Any
 
 import httpx
 
+KEY_VARIABLE = "LATENTMAS_API_KEY"
 DEFAULT_URL = "http://127.0.0.1:8000"
 ANSWER_TIMEOUT_S = 600.0
 READY_TIMEOUT_S = 10.0
@@ -72,7 +77,11 @@ def _is_ready(url: str) -> bool:
 
 def _events(url: str, body: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The server-sent events of one request: name and content."""
-    with httpx.stream("POST", url, json=body, timeout=ANSWER_TIMEOUT_S) as response:
+    key = os.environ.get(KEY_VARIABLE)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.stream(
+        "POST", url, json=body, headers=headers, timeout=ANSWER_TIMEOUT_S
+    ) as response:
         if response.is_error:
             response.read()
             raise AskError(f"{response.status_code}: {_message_of(response)}")

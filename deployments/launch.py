@@ -163,7 +163,7 @@ What to try next:
   make ask Q="Name three primary colors."
   curl {url}/v1/reason -H 'content-type: application/json' \\
     -d '{{"question": "Name three primary colors.", "pipeline": "parallel", "stream": true}}'
-  {url}/        the page: ask, and watch the agents think
+  {url}/            the page: ask, and watch the agents think
   {url}/docs        all calls
   {url}/v1/stats    what the replicas hold and have done
   {dashboard_url}        the Ray dashboard (the token: ray get-auth-token)
