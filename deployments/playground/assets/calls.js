@@ -57,7 +57,7 @@ function fieldsOf(call, schemas) {
   const { requestBody, parameters = [] } = call;
   const body = requestBody?.content[JSON_TYPE];
   const rows = [
-    ...parameters.map(({ name, schema }) => [name, schemas.typeOf(schema), "in the path"]),
+    ...parameters.map((one) => [one.name, schemas.typeOf(one.schema), `in the ${one.in}`]),
     ...(body === undefined ? [] : schemas.rowsOf(body.schema)),
   ];
   return rows.length === 0 ? [] : [table(`What ${nameOf(call)} takes`, FIELD_HEADS, rows)];

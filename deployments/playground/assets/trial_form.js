@@ -8,7 +8,7 @@ const JSON_TYPE = "application/json";
 export class TrialForm {
   #call;
   #asking;
-  #fields = new Map(); // names in the path -> inputs
+  #fields = new Map(); // names in the path or the query -> inputs
   #body = null;
   #button = element("button", { type: "submit", class: "primary" }, "Send");
   #told = element("p", { class: "hint", role: "status" });
@@ -97,7 +97,12 @@ export class TrialForm {
     const path = this.#call.path.replace(/\{(\w+)\}/g, (_, name) =>
       encodeURIComponent(this.#fields.get(name).value),
     );
-    return path.slice(1); // relative, so that it goes below whatever prefix there is
+    const asked = (this.#call.parameters ?? [])
+      .filter((parameter) => parameter.in === "query")
+      .map(({ name }) => [name, this.#fields.get(name).value])
+      .filter(([, value]) => value !== "");
+    const query = asked.length > 0 ? `?${new URLSearchParams(asked)}` : "";
+    return path.slice(1) + query; // relative, so that it goes below whatever prefix there is
   }
 
   #options(signal) {

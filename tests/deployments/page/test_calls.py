@@ -17,7 +17,7 @@ CHAT, REASON, MODEL = "POST /v1/chat/completions", "POST /v1/reason", "GET /v1/m
 
 def open_docs(visitor, url):
     visitor.page.goto(f"{url}/docs")
-    expect(visitor.page.locator("#status")).to_contain_text("calls.")
+    expect(visitor.page.locator("#status")).to_contain_text("call")
 
 
 def opened(visitor, call):
@@ -74,6 +74,30 @@ def test_an_example_is_sent_and_its_answer_shown(visitor, url, reasoner):
     models.get_by_role("textbox", name="model").fill("latentmas/hierarchical")
     try_it(models)
     expect(models.locator("pre")).to_contain_text('"id": "latentmas/hierarchical"')
+
+
+def test_fields_of_the_path_and_the_query_are_sent_there_and_empty_ones_are_not(visitor, url):
+    places = {"id": "path", "limit": "query", "before": "query"}
+    parameters = [
+        {"name": name, "in": place, "schema": {"type": "string"}} for name, place in places.items()
+    ]
+    call = {"operationId": "shown", "parameters": parameters, "responses": {}}
+    path = "/v1/models/{id}"
+    parts = {"schemas": {}, "responses": {}}
+    description = {"paths": {path: {"get": call}}, "components": parts}
+    visitor.page.route("**/openapi.json", lambda route: route.fulfill(json=description))
+    open_docs(visitor, url)
+    part = opened(visitor, f"GET {path}")
+    assert {name: told for name, (_, told) in rows_of(part, f"GET {path}").items()} == {
+        name: f"in the {place}" for name, place in places.items()
+    }
+    part.get_by_role("textbox", name="id").fill("a b/c")
+    part.get_by_role("textbox", name="limit").fill("2&3")
+    with visitor.page.expect_request("**/v1/models/**") as sent:
+        try_it(part)
+    assert sent.value.url == f"{url}/v1/models/a%20b%2Fc?limit=2%263"
+    expect(part.locator("pre")).to_contain_text("model_not_found")
+    visitor.expects("404")
 
 
 def test_what_is_refused_is_shown_as_it_was_answered(visitor, url):
