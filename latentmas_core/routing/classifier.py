@@ -12,8 +12,8 @@ from latentmas_core.routing.lexicon import Vote, shipped_lexicon
 # A question is general until as much speaks against that.
 GENERAL_WEIGHT = 1.5
 # A domain beside the first has to be clear in itself, and not only a shade of the first.
-MIN_SHARE_OF_FIRST = 0.35
-MIN_SECOND_SCORE = 4.0
+MIN_SHARE_OF_FIRST = 0.3
+MIN_SECOND_SCORE = 3.5
 # Of a longer text its beginning and its end are read: the question stands at one of them.
 MAX_CHARS = 4000
 MAX_EVIDENCE = 6
