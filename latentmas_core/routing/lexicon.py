@@ -37,24 +37,29 @@ class Lexicon:
             self._max_words[words[0]] = max(self._max_words[words[0]], len(words))
 
     def votes(self, words: Sequence[str]) -> Iterator[Vote]:
-        """Of every entry that is there, once, however often it is there."""
-        found = {entry: None for i in range(len(words)) for entry in self._entries_at(words, i)}
-        for entry in found:
-            yield from self._entries[entry]
+        """Of every entry that is there, once, however often it is there; called as it stands there
+        first."""
+        found: dict[str, str] = {}
+        for i in range(len(words)):
+            for entry, as_said in self._entries_at(words, i):
+                found.setdefault(entry, as_said)
+        for entry, as_said in found.items():
+            yield from (vote._replace(name=as_said) for vote in self._entries[entry])
 
-    def _entries_at(self, words: Sequence[str], i: int) -> Iterator[str]:
+    def _entries_at(self, words: Sequence[str], i: int) -> Iterator[tuple[str, str]]:
+        """Entries, and the words that they stand for here."""
         word = words[i]
-        yield from (form for form in _forms(word) if form in self._entries)
+        yield from ((form, word) for form in _forms(word) if form in self._entries)
         for length in self._stem_lengths:
             stem = f"{word[:length]}{ANY_ENDING}"
             if length <= len(word) and stem in self._entries:
-                yield stem
+                yield stem, word
         for num_words in range(2, self._max_words.get(word, 0) + 1):
             *before, last = words[i : i + num_words]
             for form in _forms(last):
                 phrase = " ".join((*before, form))
                 if phrase in self._entries:
-                    yield phrase
+                    yield phrase, " ".join((*before, last))
 
 
 def _forms(word: str) -> Iterator[str]:
@@ -78,6 +83,5 @@ def parse_lexicon(document: Mapping[str, Mapping[float, Sequence[str]]]) -> dict
     for name, words_by_weight in document.items():
         for weight, words in words_by_weight.items():
             for word in words:
-                shown = word.removesuffix(ANY_ENDING)
-                entries[word].append(Vote(Domain(name), float(weight), shown))
+                entries[word].append(Vote(Domain(name), float(weight), word))
     return dict(entries)

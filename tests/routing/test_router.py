@@ -74,9 +74,9 @@ def test_same_experts_are_the_same_pipeline_whichever_is_clearer():
 def test_reason_names_the_words_that_decided_and_what_answers():
     decision = route(MEDICAL).decision
     assert (
-        decision.reason == "antibiotic, pneumon speak for medical; pipeline auto.medical answers."
+        decision.reason == "antibiotic, pneumonia speak for medical; pipeline auto.medical answers."
     )
-    assert decision.evidence == ("antibiotic", "pneumon")
+    assert decision.evidence == ("antibiotic", "pneumonia")
     assert "taken as general" in route(GENERAL).decision.reason
 
 
