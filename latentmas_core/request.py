@@ -96,12 +96,14 @@ class ReasonRequest(FrozenModel):
     when its inputs are there. ``on_expert_failure``: whether the others go on without one of them.
 
     ``history`` is what was said before the question, ``tool_messages`` what came of it since: calls
-    and what the tools answered. Every agent that is shown the question is shown them around it.
+    and what the tools answered. Every agent that is shown the question is shown them around it, and
+    ``preamble`` right before its first word; "auto" chooses a pipeline by the question alone.
     ``tools`` are those that the answer may call; only the speaker is told of them. ``logprobs``:
     each token of the answer with its log-probability, and so many of the likeliest beside it.
     """
 
     question: Question
+    preamble: Text | None = None
     history: tuple[ChatMessage, ...] = ()
     tool_messages: tuple[ChatMessage, ...] = ()
     tools: tuple[ToolSpec, ...] = ()
@@ -131,6 +133,11 @@ class ReasonRequest(FrozenModel):
     def _messages_are_in_order(self) -> Self:
         check_order(self.history, self.tool_messages)
         return self
+
+    @property
+    def shown_question(self) -> str:
+        """What agents read where their instructions leave the question open."""
+        return f"{self.preamble or ''}{self.question}"
 
     @property
     def conversation(self) -> Conversation:

@@ -149,10 +149,10 @@ class Result(FrozenModel):
     """A final answer and how it came about.
 
     ``failed_agents`` were to take part and did not; the answer was given without them.
-    ``citations`` are the passages of documents that were shown with the question, [1] first. Where
-    tools were called (``tool_calls``), the agents have run once per round: ``agents``, ``stages``,
-    ``usage`` and ``transfer`` are those of all rounds, in their order.
-    ``routing``: how ``pipeline`` was chosen, where the request left that open ("auto").
+    ``citations`` are the passages of documents that were shown with the question, [1] first, then
+    those that a tool found. Where tools were called (``tool_calls``), the agents have run once per
+    round: ``agents``, ``stages``, ``usage`` and ``transfer`` are those of all rounds, in their
+    order. ``routing``: how ``pipeline`` was chosen, where the request left that open ("auto").
     """
 
     id: str

@@ -3,37 +3,41 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Protocol, Self
 
 from latentmas_core.agents.config import AgentConfig, default_agents
 from latentmas_core.background import BackgroundLoop
 from latentmas_core.config import EngineConfig
+from latentmas_core.context.answerer import Answerer
+from latentmas_core.context.config import ContextConfig
+from latentmas_core.context.documents.chunking import token_spans_of
+from latentmas_core.context.reading import Reading
+from latentmas_core.context.request import AskRequest
+from latentmas_core.context.tools import Tool, ToolRegistry, shipped_tools
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.stats import EngineStats
 from latentmas_core.errors import ConfigError
 from latentmas_core.events import Event
-from latentmas_core.lora.choice import adapters_of, check_choices
+from latentmas_core.local_reasoning import LocalReasoning
 from latentmas_core.lora.library import AdapterInfo, AdapterLibrary, AdapterSource, LibraryEngine
 from latentmas_core.lora.merge_options import MergeOptions
 from latentmas_core.lora.registry import AdapterRegistry
 from latentmas_core.pipelines.builtin import BUILTIN_NAMES, builtin_pipelines
 from latentmas_core.pipelines.choice import PipelineChoice, find_pipeline
-from latentmas_core.pipelines.executor import Executor, result_of
-from latentmas_core.pipelines.local_runner import LocalAgentRunner
-from latentmas_core.pipelines.plan import Plan, plan
+from latentmas_core.pipelines.executor import result_of
 from latentmas_core.pipelines.spec import PipelineSpec
 from latentmas_core.pipelines.stage_worker import Roster, StageWorker
 from latentmas_core.pipelines.turn_engine import TurnEngine
-from latentmas_core.request import DEFAULT_PIPELINE, Mode, ReasonRequest
+from latentmas_core.request import DEFAULT_PIPELINE, Mode
 from latentmas_core.result import Result
-from latentmas_core.routing.domains import AUTO, RoutingDecision
-from latentmas_core.routing.router import Route, Router
+from latentmas_core.routing.domains import AUTO
 from latentmas_core.validation import validated
 
 DEFAULT_LATENT_STEPS = 15
-LOCAL_GROUP = "local"
+DEFAULT_CONTEXT = ContextConfig()
 
 
 class SystemEngine(TurnEngine, LibraryEngine, Protocol):
@@ -44,15 +48,6 @@ class SystemEngine(TurnEngine, LibraryEngine, Protocol):
     def close(self) -> None: ...
 
 
-class _Prepared(NamedTuple):
-    """``digests``: what the names of adapters stand for, whatever is loaded later."""
-
-    plan: Plan
-    request: ReasonRequest
-    digests: Mapping[str, str]
-    routing: RoutingDecision | None
-
-
 class LatentMASSystem:
     """Agents that think together on one engine. Usable from any thread, beside any event loop.
 
@@ -60,7 +55,8 @@ class LatentMASSystem:
     ``max_loaded_adapters`` go before ``engine_config``, which says everything else; left out, they
     are as it says, by default the embedded model, "auto", "auto", None, True and 20.
     ``latent_steps`` holds for agents whose config does not say. ``registries`` are YAML files with
-    adapters beside those that are shipped.
+    adapters beside those that are shipped. ``context`` says what may be done with documents and
+    tools.
 
     Raises ConfigError for options that cannot be meant, ModelError for a model that cannot be run.
     """
@@ -77,6 +73,7 @@ class LatentMASSystem:
         max_loaded_adapters: int | None = None,
         registries: Sequence[Path | str] = (),
         engine_config: EngineConfig | None = None,
+        context: ContextConfig = DEFAULT_CONTEXT,
     ) -> None:
         registry = AdapterRegistry([Path(path) for path in registries])
         config = _merged(
@@ -91,13 +88,15 @@ class LatentMASSystem:
             lora = config.lora.model_dump() | {"max_loaded_adapters": max_loaded_adapters}
             config = _merged(config, lora=lora)
         _check_latent_steps(latent_steps, config.max_latent_steps)
-        self._assemble(Engine(config), latent_steps, registry, owns_engine=True)
+        self._assemble(Engine(config), latent_steps, registry, context, owns_engine=True)
 
     @classmethod
     def from_engine(cls, engine: SystemEngine, *, latent_steps: int = DEFAULT_LATENT_STEPS) -> Self:
         """A system on an engine that is already there and stays the caller's to close."""
         system = cls.__new__(cls)
-        system._assemble(engine, latent_steps, AdapterRegistry(), owns_engine=False)
+        system._assemble(
+            engine, latent_steps, AdapterRegistry(), DEFAULT_CONTEXT, owns_engine=False
+        )
         return system
 
     def _assemble(
@@ -105,6 +104,7 @@ class LatentMASSystem:
         engine: SystemEngine,
         latent_steps: int,
         registry: AdapterRegistry,
+        context: ContextConfig,
         *,
         owns_engine: bool,
     ) -> None:
@@ -114,6 +114,8 @@ class LatentMASSystem:
         self._agents: dict[str, AgentConfig] = {}
         self._added_pipelines: dict[str, PipelineSpec] = {}
         self._worker = StageWorker(engine, Roster(self._agents, latent_steps))
+        self._tools = shipped_tools()
+        self._answerer = Answerer(context, self._tools)
         self._background = BackgroundLoop()
 
     def __enter__(self) -> Self:
@@ -166,6 +168,16 @@ class LatentMASSystem:
             )
         self._added_pipelines[spec.name] = spec
         return self
+
+    def add_tool(self, tool: Tool) -> Self:
+        """Make a tool known, for requests that enable it; ConfigError if its name is taken."""
+        self._tools.add(tool)
+        return self
+
+    @property
+    def tools(self) -> ToolRegistry:
+        """What ``enable_tools`` may name: the shipped tools and those that were added."""
+        return self._tools
 
     def load_external_lora(
         self, name: str, hf_path: str, *, revision: str | None = None, pinned: bool = False
@@ -228,7 +240,7 @@ class LatentMASSystem:
         """Answer ``question``; ``pipeline`` is a name, a spec, or agents to run one by one, or
         "auto": the question's domain then says who answers (``result.routing``).
 
-        ``options`` are the other fields of ReasonRequest. Raises NotFoundError for an unknown
+        ``options`` are the other fields of AskRequest. Raises NotFoundError for an unknown
         pipeline or agent, ConfigError for any other option, ContextLengthError for what does not
         fit, EngineError if the engine cannot serve.
         """
@@ -243,7 +255,7 @@ class LatentMASSystem:
         **options: Any,
     ) -> Result:
         """``run`` for callers with an event loop; cancelling it frees everything."""
-        return await self._answer(self._prepare(question, pipeline, mode, options))
+        return await _answer(self._begin(question, pipeline, mode, options))
 
     def stream(
         self,
@@ -257,8 +269,7 @@ class LatentMASSystem:
 
         Closing the iterator ends the run.
         """
-        prepared = self._prepare(question, pipeline, mode, options)
-        return self._background.iterate(self._events(prepared))
+        return self._background.iterate(self._begin(question, pipeline, mode, options))
 
     def astream(
         self,
@@ -269,7 +280,7 @@ class LatentMASSystem:
         **options: Any,
     ) -> AsyncGenerator[Event, None]:
         """``stream`` for callers with an event loop."""
-        return self._events(self._prepare(question, pipeline, mode, options))
+        return self._begin(question, pipeline, mode, options)
 
     def run_many(
         self,
@@ -301,10 +312,10 @@ class LatentMASSystem:
                 "questions is one string; it must be a list of them. Use run for one question.",
                 param="questions",
             )
-        prepared = [self._prepare(question, pipeline, mode, options) for question in questions]
+        begun = [self._begin(question, pipeline, mode, options) for question in questions]
         try:
             async with asyncio.TaskGroup() as group:
-                answers = [group.create_task(self._answer(one)) for one in prepared]
+                answers = [group.create_task(_answer(one)) for one in begun]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return [answer.result() for answer in answers]
@@ -313,51 +324,33 @@ class LatentMASSystem:
         """What the engine holds and has done."""
         return self._background.run(self._engine.stats())
 
-    async def _answer(self, prepared: _Prepared) -> Result:
-        async with aclosing(self._events(prepared)) as events:
-            return await result_of(events)
-
-    async def _events(self, prepared: _Prepared) -> AsyncGenerator[Event, None]:
-        """A run. Adapters that are unloaded before it ends go then."""
-        chosen, request, digests, routing = prepared
-        executor = Executor(LocalAgentRunner(self._worker, self._engine, digests))
-        async with (
-            self._engine.holding(digests.values()),
-            aclosing(executor.run(chosen, request, routing=routing)) as events,
-        ):
-            async for event in events:
-                yield event
-
-    def _prepare(
+    def _begin(
         self,
         question: str,
         pipeline: PipelineChoice,
         mode: Mode | str,
         options: Mapping[str, Any],
-    ) -> _Prepared:
-        spec, request, routing = self._route(
-            pipeline, {"question": question, "mode": mode, **options}
-        )
-        check_choices(spec, request)
-        chosen = plan(spec, dict.fromkeys(self._agents, LOCAL_GROUP)).in_mode(request.mode)
-        names = {
-            name
-            for stage in chosen.stages
-            for used in adapters_of(stage, self._agents, request).values()
-            for name in used
-        }
-        # Unknown ones are refused before anything runs.
-        digests = {name: self._engine.adapter(name).digest for name in sorted(names)}
-        return _Prepared(chosen, request, digests, routing)
-
-    def _route(self, pipeline: PipelineChoice, fields: Mapping[str, Any]) -> Route:
+    ) -> AsyncGenerator[Event, None]:
+        """A run that is checked and not started."""
         known = self.pipelines
-        if isinstance(pipeline, str) and pipeline == AUTO:
-            request = validated(ReasonRequest, {**fields, "pipeline": AUTO})
-            return Router(known, self._agents).route(request)
-        spec = find_pipeline(pipeline, known, self._agents)
-        spec.check_agents(self._agents)
-        return Route(spec, validated(ReasonRequest, {**fields, "pipeline": spec.name}))
+        is_auto = isinstance(pipeline, str) and pipeline == AUTO
+        spec = None if is_auto else find_pipeline(pipeline, known, self._agents)
+        name = AUTO if spec is None else spec.name
+        fields = {"question": question, "pipeline": name, "mode": mode, **options}
+        request = validated(AskRequest, fields)
+        reasoning = LocalReasoning(
+            self._engine, self._worker, self._agents, known, spec, lambda: self._reading
+        )
+        return self._answerer.run(reasoning, request)
+
+    @cached_property
+    def _reading(self) -> Reading:
+        return Reading(token_spans_of(self._engine.tokenizer), self._engine.max_positions)
+
+
+async def _answer(events: AsyncGenerator[Event, None]) -> Result:
+    async with aclosing(events):
+        return await result_of(events)
 
 
 def _merged(base: EngineConfig, **given: Any) -> EngineConfig:

@@ -153,7 +153,7 @@ class NodeTurn:
     def _prompt_ids(self) -> tuple[int, ...]:
         messages = build_messages(
             self._seat.agent,
-            self._request.question,
+            self._request.shown_question,
             situation=self._seat.assignment.situation,
             transcript=[(said.agent, said.text) for said in self._found.transcript],
             system_prompt=self._request.system_prompt,

@@ -66,7 +66,12 @@ def token_spans_of(tokenizer: "PreTrainedTokenizerBase") -> TokenSpans:
     Works on a copy: transformers sets switches on its tokenizer at each call, so another thread
     must not use the engine's own.
     """
-    own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    return token_spans_of_json(tokenizer.backend_tokenizer.to_str())
+
+
+def token_spans_of_json(tokenizer_json: str) -> TokenSpans:
+    """The same of a tokenizer that was written out, as in tokenizer.json."""
+    own = Tokenizer.from_str(tokenizer_json)
     own.encode_special_tokens = True
     own.no_truncation()
     own.no_padding()

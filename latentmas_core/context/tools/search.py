@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints
 from latentmas_core.config import FrozenModel, JsonInt
 from latentmas_core.context.tools.tool import DEFAULT_TIMEOUT_S, Tool
 
+SEARCH_DOCUMENTS = "search_documents"
 MAX_QUERY_CHARS = 1000
 MAX_PASSAGES = 10
 
@@ -43,7 +44,7 @@ def document_search_tool(
         return "\n\n".join(map(_quoted, found)) or "Nothing was found. Try other words."
 
     return Tool(
-        "search_documents",
+        SEARCH_DOCUMENTS,
         "Searches the documents of this conversation and returns the passages that fit best.",
         Query,
         find,

@@ -1,0 +1,30 @@
+"""What may be done for a question beyond reasoning about it: options of documents and tools."""
+
+from pydantic import Field
+
+from latentmas_core.config import FrozenModel
+from latentmas_core.context.documents.fetching import FetchPolicy
+from latentmas_core.context.documents.library import LibraryOptions
+from latentmas_core.context.tools.loop import ToolLimits
+
+
+class DocumentsConfig(FrozenModel):
+    """How documents of a request are had and searched.
+
+    The question is shown with ``max_passages`` at most, and with no more than ``max_tokens`` of
+    them, less where the model's positions are fewer. ``finds_by_meaning``: where the extra
+    ``dense`` is installed; else words alone decide.
+    """
+
+    fetching: FetchPolicy = FetchPolicy()
+    library: LibraryOptions = LibraryOptions()
+    max_passages: int = Field(default=4, ge=1, le=32)
+    max_tokens: int = Field(default=2048, ge=64)
+    finds_by_meaning: bool = True
+
+
+class ContextConfig(FrozenModel):
+    """Options of all that may belong to a question."""
+
+    documents: DocumentsConfig = DocumentsConfig()
+    tools: ToolLimits = ToolLimits()
