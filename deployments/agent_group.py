@@ -27,6 +27,7 @@ from deployments.messages import (
     AdapterListing,
     AdapterOrder,
     LoadedAdapter,
+    ModelReading,
     Place,
     RemoteMemory,
     StageCall,
@@ -144,6 +145,11 @@ class AgentGroupServer:
     def roster(self) -> Roster:
         """The agents as they are now."""
         return self._worker.roster
+
+    def reading(self) -> ModelReading:
+        """How the model reads, for those who measure texts without having it."""
+        tokenizer_json = self._engine.tokenizer.backend_tokenizer.to_str()
+        return ModelReading(tokenizer_json, self._engine.max_positions)
 
     async def stats(self) -> dict[str, Any]:
         """What the engine holds and has done."""
@@ -285,6 +291,9 @@ class AgentGroup:
 
     async def roster(self) -> Roster:
         return self._server.roster
+
+    async def reading(self) -> ModelReading:
+        return self._server.reading()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         return await self._server.scaling_stats()

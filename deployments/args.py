@@ -21,6 +21,7 @@ from cluster.config import GroupConfig, GroupsConfig
 from cluster.problem import Problem, problems_of
 from deployments.access import AccessConfig
 from deployments.api.keys import read_keys
+from deployments.context import ServiceContext, tools_of
 from latentmas_core.agents.assistant import ASSISTANT, assistant_agent
 from latentmas_core.agents.config import AgentConfig, default_agents
 from latentmas_core.agents.presets import PRESETS, preset_values
@@ -98,10 +99,20 @@ def _readable_keys(access: AccessConfig, info: ValidationInfo) -> AccessConfig:
     return access
 
 
+def _importable_tools(context: ServiceContext, info: ValidationInfo) -> ServiceContext:
+    if _checks_paths(info):
+        try:
+            tools_of(context)
+        except ConfigError as error:
+            raise ValueError(error.message) from None
+    return context
+
+
 AdapterToLoad = Annotated[AdapterSource | Name, AfterValidator(_existing_source)]
 Registry = Annotated[Path, AfterValidator(_readable_registry)]
 AdapterRoot = Annotated[Path, AfterValidator(_existing_folder)]
 CheckedAccess = Annotated[AccessConfig, AfterValidator(_readable_keys)]
+CheckedContext = Annotated[ServiceContext, AfterValidator(_importable_tools)]
 
 
 class AdaptersConfig(FrozenModel):
@@ -145,6 +156,7 @@ class AppArgs(GroupsConfig):
     adapters: AdaptersConfig = AdaptersConfig()
     access: CheckedAccess = AccessConfig()
     conversations: ConversationsConfig | None = None
+    context: CheckedContext = ServiceContext()
     max_ongoing_requests: int = Field(default=256, ge=1)
     max_queued_requests: int = Field(default=1024, ge=1)
     request_timeout_s: float = Field(default=540.0, gt=0)

@@ -37,19 +37,20 @@ from deployments.tracing import NO_TRACING, Tracing, open_tracing
 from deployments.transport import GroupHandle, object_store_bytes, rename_request, this_place
 from latentmas_core.config import JsonBool
 from latentmas_core.context.conversations.conversations import Conversations
-from latentmas_core.request import ReasonRequest
+from latentmas_core.context.request import AskRequest
 from latentmas_core.result import Result
 
 NO_LIMITS = ServiceLimits()
 
 
-class ReasonBody(ReasonRequest):
+class ReasonBody(AskRequest):
     """The body of ``POST /v1/reason``; unknown fields are refused."""
 
     stream: JsonBool = False
 
-    def as_request(self) -> ReasonRequest:
-        return ReasonRequest.model_validate(self.model_dump(exclude={"stream"}))
+    def as_request(self) -> AskRequest:
+        fields = {name: getattr(self, name) for name in AskRequest.model_fields}
+        return AskRequest.model_construct(**fields)
 
 
 def build_http_app(

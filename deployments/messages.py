@@ -63,6 +63,13 @@ class RemoteMemory:
         return sum(parcel.num_bytes for parcel in self.parcels)
 
 
+class ModelReading(NamedTuple):
+    """How a group's model reads: its tokenizer, as in tokenizer.json, and how much fits it."""
+
+    tokenizer_json: str
+    max_positions: int
+
+
 class AdapterFailed(NamedTuple):
     """An error as data, so that no traceback hides it and other replicas' answers still come."""
 

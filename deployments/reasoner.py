@@ -10,6 +10,7 @@ from contextlib import (
     asynccontextmanager,
     nullcontext,
 )
+from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayError
@@ -19,13 +20,18 @@ from deployments.access import current_caller
 from deployments.adapters import AdapterDirectory
 from deployments.args import AppArgs
 from deployments.budget import RunAccount, TransferBudget
+from deployments.context import tools_of
 from deployments.logs import begin_run, note
 from deployments.messages import LoadedAdapter
 from deployments.metrics import NullRecorder, Recorder, RunMetrics
 from deployments.runner import ServeAgentRunner
 from deployments.spans import run_spans
 from deployments.tracing import NO_TRACING, Tracing
-from deployments.transport import GroupHandle, ask_all_replicas
+from deployments.transport import GroupHandle, ask_a_replica, ask_all_replicas
+from latentmas_core.context.answerer import Answerer
+from latentmas_core.context.documents.chunking import token_spans_of_json
+from latentmas_core.context.reading import Reading
+from latentmas_core.context.request import AskRequest
 from latentmas_core.errors import DeadlineError, LatentMASError, NotFoundError
 from latentmas_core.events import AnswerDone, Event
 from latentmas_core.lora.choice import adapters_of, check_choices
@@ -66,25 +72,51 @@ class Reasoner:
         self.plans = {name: plan(spec, self._group_of) for name, spec in self.pipelines.items()}
         hosted = tuple(agent for agent in self._agents if agent in self._group_of)
         self._router = Router(self.pipelines, hosted)
+        self._answerer = Answerer(args.context, tools_of(args.context))
+        self._reading: Reading | None = None
         self._scale_to_zero = frozenset(g.name for g in args.groups if g.min_replicas == 0)
         self.adapters = AdapterDirectory(handles)
 
     async def check(self, request: ReasonRequest) -> None:
-        """Raise NotFoundError if its pipeline, an agent or an adapter does not exist here,
+        """Raise NotFoundError if its pipeline, an agent, an adapter or a tool does not exist here,
         ConfigError if its caller may not ask for so much."""
+        if isinstance(request, AskRequest):
+            self._answerer.check(request)
         await self._prepare(self._route(request))
 
     def stream(self, request: ReasonRequest) -> AsyncGenerator[Event, None]:
         """Events of one run. Raises what ``check`` raises before the first.
 
-        A run that will hand memory over first waits for room in the object store.
+        A run that will hand memory over first waits for room in the object store. What an
+        AskRequest brings along is seen to: documents are searched, tools are run.
         """
-        return self._run(request, is_streamed=True)
+        return self._begin(request, is_streamed=True)
 
     async def reason(self, request: ReasonRequest) -> Result:
         """The same, without what happens on the way."""
-        async with aclosing(self._run(request, is_streamed=False)) as events:
+        async with aclosing(self._begin(request, is_streamed=False)) as events:
             return await result_of(events)
+
+    def num_agents(self, request: ReasonRequest) -> int:
+        """How many agents it will run."""
+        route = self._route(request)
+        return sum(len(stage.nodes) for stage in self._plan_of(route).stages)
+
+    async def reading(self) -> Reading:
+        """How the model reads; a replica is asked once."""
+        if self._reading is None:
+            told = await ask_a_replica(next(iter(self._handles.values())), "reading")
+            spans = await asyncio.to_thread(token_spans_of_json, told.tokenizer_json)
+            self._reading = Reading(spans, told.max_positions)
+        return self._reading
+
+    def _begin(self, request: ReasonRequest, *, is_streamed: bool) -> AsyncGenerator[Event, None]:
+        if not isinstance(request, AskRequest):
+            return self._run(request, is_streamed=is_streamed)
+        # One time for all rounds.
+        timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
+        request = request.model_copy(update={"timeout_s": timeout_s})
+        return self._answerer.run(_Runs(self, is_streamed), request)
 
     async def _run(
         self, request: ReasonRequest, *, is_streamed: bool
@@ -132,9 +164,7 @@ class Reasoner:
         spec, request, _ = route
         current_caller().check(request)
         check_choices(spec, request)
-        is_offered = self.pipelines.get(spec.name) is spec
-        chosen = self.plans[spec.name] if is_offered else plan(spec, self._group_of)
-        chosen = chosen.in_mode(request.mode)
+        chosen = self._plan_of(route)
         own = {stage.name: await self._adapters_of(stage, request) for stage in chosen.stages}
         return chosen, {
             stage.name: _unique(
@@ -142,6 +172,12 @@ class Reasoner:
             )
             for stage in chosen.stages
         }
+
+    def _plan_of(self, route: Route) -> Plan:
+        spec = route.spec
+        is_offered = self.pipelines.get(spec.name) is spec
+        chosen = self.plans[spec.name] if is_offered else plan(spec, self._group_of)
+        return chosen.in_mode(route.request.mode)
 
     async def _adapters_of(self, stage: Stage, request: ReasonRequest) -> tuple[LoadedAdapter, ...]:
         """Those that the request names must be loaded. What an agent uses by itself its group knows
@@ -211,6 +247,23 @@ class Reasoner:
         except (TimeoutError, RayError, RayServeException):
             return False
         return True
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Runs of a reasoner as the Answerer wants them: nothing but reasoning."""
+
+    reasoner: Reasoner
+    is_streamed: bool
+
+    def stream(self, request: ReasonRequest) -> AsyncGenerator[Event, None]:
+        return self.reasoner._run(request, is_streamed=self.is_streamed)
+
+    def num_agents(self, request: ReasonRequest) -> int:
+        return self.reasoner.num_agents(request)
+
+    async def reading(self) -> Reading:
+        return await self.reasoner.reading()
 
 
 @asynccontextmanager

@@ -157,6 +157,14 @@ def as_engine_error(error: Exception, group: str) -> LatentMASError:
     return LostError(f"a replica of group {group!r} was lost. Send the request again.")
 
 
+async def ask_a_replica(handle: GroupHandle, method: str, *arguments: Any) -> Any:
+    """What some replica answers; one is started where the group is at zero. LatentMASError."""
+    try:
+        return await getattr(handle, method).remote(*arguments)
+    except _FAILURES_OF_RAY as error:
+        raise as_engine_error(error, handle.deployment_name) from error
+
+
 async def ask_all_replicas(handle: GroupHandle, method: str, *arguments: Any) -> list[Any]:
     """What all replicas that run now answer: for one that is lost, or fails, a LatentMASError.
 

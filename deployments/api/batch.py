@@ -23,6 +23,7 @@ from deployments.api.errors import (
 )
 from deployments.api.limits import CallerLimits
 from latentmas_core.config import FrozenModel
+from latentmas_core.context.request import AskRequest
 from latentmas_core.errors import LatentMASError
 from latentmas_core.request import Question, ReasonRequest
 from latentmas_core.result import Result
@@ -42,8 +43,8 @@ class BatchBody(FrozenModel):
     requests: Annotated[
         tuple[
             Annotated[
-                ReasonRequest,
-                BeforeValidator(_as_request, json_schema_input_type=Question | ReasonRequest),
+                AskRequest,
+                BeforeValidator(_as_request, json_schema_input_type=Question | AskRequest),
             ],
             ...,
         ],
