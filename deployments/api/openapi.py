@@ -89,7 +89,7 @@ _EXAMPLES: dict[str, Schema] = {
 }
 
 # Models with what is asked for; those of answers have fields of the same names.
-_ASKING = ("ReasonBody", "ReasonRequest", "JobInput", "ChatBody", "LatentOptions")
+_ASKING = ("ReasonBody", "AskRequest", "JobInput", "ChatBody", "LatentOptions")
 _TOKENS = ("max_tokens", "max_completion_tokens")
 
 

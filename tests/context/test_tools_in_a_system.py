@@ -1,8 +1,10 @@
 """Tools around a whole system: its agents run once per round, and the speaker sees the results."""
 
-from latentmas_core.context.tools import ToolLoop, shipped_tools
+import pytest
+
+from latentmas_core.context.tools import Tool
+from latentmas_core.errors import ConfigError, NotFoundError
 from latentmas_core.events import AgentFinished, StageStarted, ToolFinished
-from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Usage
 from latentmas_core.system import LatentMASSystem
 from tests.context.scripted_ask import call_of, said_in
@@ -29,14 +31,8 @@ async def test_speaker_calls_the_calculator_and_answers_with_its_result() -> Non
     engine = SpeakingEngine(call_of("calculator", expression="6 * 7"), "It is 42.")
     with LatentMASSystem.from_engine(engine, latent_steps=3) as system:
         system.add_default_agents()
-
-        def ask(request: ReasonRequest):
-            fields = {name: getattr(request, name) for name in type(request).model_fields}
-            return system.astream(**fields)
-
-        loop = ToolLoop(shipped_tools())
-        request = ReasonRequest(question="What is 6 times 7?")
-        events = [event async for event in loop.run(ask, request, ["calculator"])]
+        asked = system.astream("What is 6 times 7?", enable_tools=["calculator"])
+        events = [event async for event in asked]
     engine.check_idle()
 
     result = events[-1].result
@@ -55,3 +51,35 @@ async def test_speaker_calls_the_calculator_and_answers_with_its_result() -> Non
     (finished,) = [i for i, event in enumerate(events) if isinstance(event, ToolFinished)]
     assert sum(isinstance(event, AgentFinished) for event in events[:finished]) == 4
     assert any(isinstance(event, StageStarted) for event in events[finished:])
+
+
+def test_tool_of_ones_own_and_documents_reach_every_agent_that_is_asked() -> None:
+    def capital(country: str) -> str:
+        """Looks the capital of a country up."""
+        return {"France": "Paris"}[country]
+
+    engine = SpeakingEngine(call_of("capital", country="France"), "Paris [1].")
+    with LatentMASSystem.from_engine(engine, latent_steps=1) as system:
+        system.add_default_agents().add_tool(Tool.from_function(capital))
+        assert "capital" in system.tools.names
+        result = system.run(
+            "What is the capital of France?",
+            enable_tools=True,
+            documents=[{"name": "atlas", "text": "Paris is the capital of France."}],
+        )
+    assert result.final_answer == "Paris [1]."
+    assert result.tool_calls[0].text == "Paris"
+    assert [citation.document for citation in result.citations] == ["atlas"]
+    for agent in ("planner", "judger"):
+        assert "[1] atlas, line 1\n> Paris is the capital" in engine.prompts_of(agent)[0]
+
+
+def test_wrong_context_raises_before_anything_runs() -> None:
+    engine = SpeakingEngine()
+    with LatentMASSystem.from_engine(engine) as system:
+        system.add_default_agents()
+        with pytest.raises(NotFoundError, match="hammer"):
+            system.stream("What now?", enable_tools=["hammer"])
+        with pytest.raises(ConfigError, match="documents"):
+            system.stream("What now?", documents=[""])
+    assert engine.turns == []

@@ -117,5 +117,5 @@ async def test_body_may_hold_questions_and_requests_by_its_description(client):
     assert requests["maxItems"] == MAX_BATCH
     assert requests["items"]["anyOf"] == [
         {"type": "string", "minLength": 1, "pattern": "\\S"},
-        {"$ref": "#/components/schemas/ReasonRequest"},
+        {"$ref": "#/components/schemas/AskRequest"},
     ]

@@ -63,7 +63,7 @@ async def test_limits_of_the_service_are_told(reasoner):
     for model, field, limit in [
         ("ReasonBody", "max_tokens", 7),
         ("ReasonBody", "latent_steps", 5),
-        ("ReasonRequest", "max_tokens", 7),
+        ("AskRequest", "max_tokens", 7),
         ("LatentOptions", "latent_steps", 5),
         ("JobInput", "max_tokens", 7),
         ("ChatBody", "max_tokens", 7),

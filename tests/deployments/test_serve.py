@@ -68,6 +68,21 @@ def test_question_chooses_its_expert_among_the_groups(service):
     assert (body["routing"]["domain"], body["transfer"]["hops"]) == ("medical", 1)
 
 
+def test_documents_are_shown_with_the_question_and_cited(service):
+    documents = [{"name": "tables.txt", "text": "17 times 3 is 51."}, "Bees dance."]
+    response = service.ask(**SHORT, documents=documents)
+    assert response.status_code == 200
+    assert response.json()["citations"][0]["document"] == "tables.txt"
+    plain = service.ask(**SHORT).json()
+    assert response.json()["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
+
+
+def test_address_inside_the_network_is_refused_as_a_document(service):
+    response = service.ask(**SHORT, documents=[{"url": "http://169.254.169.254/latest"}])
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == "documents"
+
+
 def test_job_in_runpods_shape_is_completed(service):
     job = {"prompt": SHORT["question"], "max_tokens": 4, "temperature": 0}
     body = service.post("/runsync", input=job).json()
