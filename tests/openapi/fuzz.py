@@ -5,6 +5,7 @@ checks of schemathesis; and looks whether the service holds nothing afterwards.
 """
 
 import argparse
+import asyncio
 import os
 import subprocess
 import sys
@@ -26,6 +27,9 @@ from deployments.api.keys import digest_of, new_key
 from deployments.app import build_app
 from deployments.args import AppArgs
 from deployments.proxy import ENVIRONMENT
+from latentmas_core.context.conversations.config import ConversationsConfig
+from latentmas_core.context.conversations.conversations import Conversations
+from tests.context.conversations.answers import take_turn
 from tests.deployments.dashboard_cluster import free_port
 from tests.deployments.service import Service
 from tests.lora.adapters import make_adapter
@@ -37,13 +41,14 @@ MODEL = "scripted-1b"
 MODELS = ("latentmas/hierarchical", MODEL, "latentmas/chat")
 # No schema can tell how long a conversation may be for a model: no generated one is too long.
 MAX_POSITIONS = 2**16
+TENANT, CONVERSATION = "fuzz", "fuzzed"
 IDLE_S = 60.0
 
 
 def args_of(folder: Path, key: str) -> dict[str, Any]:
     """Few tokens and steps, so that an answer takes milliseconds."""
     keys = folder / "keys.yaml"
-    entry = {"name": "fuzz", "sha256": digest_of(key).hex(), "rights": ["ask", "admin"]}
+    entry = {"name": TENANT, "sha256": digest_of(key).hex(), "rights": ["ask", "admin"]}
     keys.write_text(yaml.safe_dump([entry]))
     return {
         "engine": {
@@ -66,6 +71,13 @@ def args_of(folder: Path, key: str) -> dict[str, Any]:
             "limits": {"max_tokens": 16, "max_latent_steps": 4},
         },
     }
+
+
+async def begin_conversation(config: dict[str, Any]) -> None:
+    """One that the calls about conversations find."""
+    conversations = Conversations(ConversationsConfig.model_validate(config))
+    await take_turn(conversations, TENANT, CONVERSATION)
+    await conversations.close()
 
 
 @contextmanager
@@ -102,6 +114,7 @@ def fuzz(service: Service, key: str, adapter: Path, options: list[str]) -> int:
         "SCHEMATHESIS_HOOKS": "tests.openapi.hooks",
         "FUZZED_MODELS": ",".join(MODELS),
         "FUZZED_ADAPTER": str(adapter),
+        "FUZZED_CONVERSATION": CONVERSATION,
     }
     run = subprocess.run(
         [*command, *options], cwd=adapter.parent, env=os.environ | environment, check=False
@@ -119,6 +132,7 @@ def main() -> int:
         folder = Path(name)
         args = args_of(folder, key)
         adapter = make_adapter(folder / "adapter", folder / MODEL, std=0.001)
+        asyncio.run(begin_conversation(args["conversations"]))
         with serving(args) as service:
             service.present(key)
             status = fuzz(service, key, adapter, options)

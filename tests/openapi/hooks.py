@@ -10,7 +10,11 @@ from schemathesis import Case, HookContext
 
 from tests.openapi.rules import Served, obey
 
-SERVED = Served(tuple(os.environ["FUZZED_MODELS"].split(",")), os.environ["FUZZED_ADAPTER"])
+SERVED = Served(
+    tuple(os.environ["FUZZED_MODELS"].split(",")),
+    os.environ["FUZZED_ADAPTER"],
+    os.environ["FUZZED_CONVERSATION"],
+)
 
 
 @schemathesis.hook

@@ -22,10 +22,12 @@ _USER = {"role": "user", "content": "Why?"}
 
 class Served(NamedTuple):
     """Names of models that answer, the first a pipeline and the others plain; a folder with an
-    adapter that fits."""
+    adapter that fits; a conversation that is there as long as nobody deletes it, if there is one.
+    """
 
     models: tuple[str, ...]
     adapter: str
+    conversation: str | None = None
 
 
 def bearing(key: str) -> dict[str, str]:
@@ -39,6 +41,8 @@ def obey(case: Case, served: Served) -> None:
     if case.meta is None or case.meta.generation.mode is not GenerationMode.POSITIVE:
         return
     case.body = deepcopy(case.body)  # it is used for other cases too
+    if "conversation_id" in case.path and case.method != "DELETE" and served.conversation:
+        case.path_parameters = case.path_parameters | {"conversation_id": served.conversation}
     if case.path == "/v1/reason":
         obey_reason(case.body)
     elif case.path == "/runsync":
