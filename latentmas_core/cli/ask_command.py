@@ -42,10 +42,17 @@ def ask_once(question: str, flags: AskFlags) -> None:
 @contextmanager
 def talking(flags: AskFlags, output: Output) -> Iterator[Talk]:
     """A talk as the flags say; an error inside ends the program with its message and status 1."""
-    backend = open_backend(flags.model, flags.endpoint, flags.api_key)
+    backend = open_backend(
+        flags.model, flags.endpoint, flags.api_key, session_path=flags.session_path
+    )
     with closing(backend), failures_told(output):
+        found = flags.documents()  # what cannot be read is found out before a model is loaded
+        if found.notice:
+            output.tell(found.notice)
         with output.busy(f"reaching {flags.endpoint} ..." if flags.endpoint else "loading ..."):
-            talk = begin_talk(backend, flags)
+            talk = begin_talk(backend, flags, found.documents)
+        if talk.settings.conversation_id != flags.session_id:
+            output.tell(f"The conversation is kept as {talk.settings.conversation_id}.")
         yield talk
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from latentmas_core.chat import ChatMessage
+from latentmas_core.context.conversations.records import ConversationInfo
 from latentmas_core.errors import LatentMASError, NotFoundError
 from latentmas_core.events import Event
 from latentmas_core.routing.domains import AUTO
@@ -68,6 +70,12 @@ class Backend(Protocol):
     def ready_adapter(self, wanted: str) -> str:
         """The name under which requests may use an adapter, loaded first where that is possible."""
 
+    def conversations(self) -> Sequence[ConversationInfo]:
+        """Those that are kept, the last changed first."""
+
+    def messages(self, conversation_id: str) -> list[ChatMessage]:
+        """What was said in one of them; nothing in one that has not begun."""
+
     def close(self) -> None: ...
 
 
@@ -91,4 +99,10 @@ def find_pipeline(backend: Backend, name: str | None) -> PipelineInfo:
 
 
 class ServiceError(LatentMASError):
-    """A service that did not answer, or answered with an error."""
+    """A service that did not answer, or answered with an error, whose HTTP status is ``status``."""
+
+    def __init__(
+        self, message: str, *, param: str | None = None, status: int | None = None
+    ) -> None:
+        super().__init__(message, param=param)
+        self.status = status

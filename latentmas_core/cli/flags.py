@@ -3,8 +3,10 @@
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 from urllib.parse import urlsplit
 
@@ -12,8 +14,11 @@ import typer
 
 from latentmas_core.cli.backend import Backend
 from latentmas_core.cli.local import LocalBackend, has_separator
+from latentmas_core.cli.rag import ReadDocuments, link_to, read_json, read_path
 from latentmas_core.cli.remote import RemoteBackend
 from latentmas_core.config import MAX_LATENT_STEPS
+from latentmas_core.context.conversations.names import check_id
+from latentmas_core.errors import ConfigError
 from latentmas_core.request import Mode
 
 KEY_VARIABLE = "LATENTMAS_API_KEY"
@@ -82,6 +87,41 @@ class AskFlags:
             "folder or owner/name; with --endpoint: a loaded one.",
         ),
     ] = None
+    rag_docs: Annotated[
+        list[Path] | None,
+        typer.Option("--rag-docs", metavar="PATH", help="A document or a folder; may be repeated."),
+    ] = None
+    rag_data_url: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rag-data-url", metavar="URL", help="A document of the web; may be repeated."
+        ),
+    ] = None
+    rag_docs_json: Annotated[
+        str | None,
+        typer.Option(
+            "--rag-docs-json",
+            metavar="JSON",
+            help='Texts, {"text", "name"} or {"url"}: one, or a list.',
+        ),
+    ] = None
+    enable_tools: Annotated[bool, typer.Option("--enable-tools", help="Let agents call tools.")] = (
+        False
+    )
+    session_id: Annotated[
+        str | None,
+        typer.Option(
+            "--session-id", metavar="ID", help="Begin or go on with a conversation that is kept."
+        ),
+    ] = None
+    session_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--session-path",
+            metavar="FILE",
+            help="The database of conversations of this process; the user's own if left out.",
+        ),
+    ] = None
 
     def check(self) -> None:
         """Raise BadParameter for flags that cannot be meant together, by their names."""
@@ -97,6 +137,26 @@ class AskFlags:
                 "with --endpoint it is the name of an adapter that the service has loaded: "
                 "latentmas adapters load",
             )
+
+        if self.session_id is not None:
+            with _named("--session-id"):
+                check_id(self.session_id)
+        if self.endpoint is not None and self.session_path is not None:
+            raise bad_flag("--session-path", "a service keeps its conversations where it is told.")
+
+    def documents(self) -> ReadDocuments:
+        """All that the flags name. BadParameter for what is no document, DocumentError for what
+        cannot be read."""
+        found = ReadDocuments(())
+        for path in self.rag_docs or ():
+            found = found.and_then(read_path(path))
+        for url in self.rag_data_url or ():
+            with _named("--rag-data-url"):
+                found = found.and_then(ReadDocuments((link_to(url),)))
+        if self.rag_docs_json is not None:
+            with _named("--rag-docs-json"):
+                found = found.and_then(ReadDocuments(read_json(self.rag_docs_json)))
+        return found
 
     def question(self) -> str | None:
         """What ``--prompt`` says, or standard input where it says so."""
@@ -132,10 +192,16 @@ def check_key(endpoint: str | None, api_key: str | None) -> None:
         raise bad_flag("--api-key", "there is no service to show it to. Give --endpoint too.")
 
 
-def open_backend(model: str | None, endpoint: str | None, api_key: str | None) -> Backend:
+def open_backend(
+    model: str | None,
+    endpoint: str | None,
+    api_key: str | None,
+    *,
+    session_path: Path | None = None,
+) -> Backend:
     """A service where ``endpoint`` names one, else this process. BadParameter for no URL."""
     if endpoint is None:
-        return LocalBackend(model)
+        return LocalBackend(model, session_path=session_path)
     return open_service(endpoint, api_key)
 
 
@@ -163,6 +229,15 @@ def read_question(text: str, flag: str) -> str:
     except UnicodeEncodeError:
         raise bad_flag(flag, "the question is no UTF-8.") from None
     return question
+
+
+@contextmanager
+def _named(flag: str) -> Iterator[None]:
+    """What a flag says is wrong usage of it, not a failure."""
+    try:
+        yield
+    except ConfigError as error:
+        raise bad_flag(flag, error.message) from None
 
 
 def bad_flag(flag: str, problem: str) -> typer.BadParameter:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentmas_core.chat import ChatMessage
 from latentmas_core.cli.backend import (
     AdapterListing,
     KnownAdapter,
@@ -13,10 +14,13 @@ from latentmas_core.cli.backend import (
     PipelineInfo,
 )
 from latentmas_core.config import EngineConfig
+from latentmas_core.context.conversations.records import ConversationInfo
 from latentmas_core.events import Event
 from latentmas_core.request import DEFAULT_PIPELINE
+from latentmas_core.validation import validated
 
 if TYPE_CHECKING:
+    from latentmas_core.context.conversations.config import ConversationsConfig
     from latentmas_core.pipelines.spec import PipelineSpec
     from latentmas_core.system import LatentMASSystem
 
@@ -38,9 +42,11 @@ class LocalBackend:
         self,
         model_name: str | None = None,
         *,
+        session_path: Path | None = None,
         opens: "Callable[[str | None], LatentMASSystem]" = open_system,
     ) -> None:
         self._model_name = model_name
+        self._session_path = session_path
         self._opens = opens
         self._opened: LatentMASSystem | None = None
         self._ready: dict[str, str] = {}  # where each adapter came from, by its name
@@ -96,10 +102,30 @@ class LocalBackend:
         self._ready[name] = wanted
         return name
 
+    def conversations(self) -> tuple[ConversationInfo, ...]:
+        from latentmas_core.cli.local_conversations import kept_conversations
+
+        return kept_conversations(conversations_config(self._session_path))
+
+    def messages(self, conversation_id: str) -> list[ChatMessage]:
+        from latentmas_core.cli.local_conversations import kept_messages
+
+        return kept_messages(conversations_config(self._session_path), conversation_id)
+
     def _system(self) -> "LatentMASSystem":
         if self._opened is None:
             self._opened = self._opens(self._model_name)
         return self._opened
+
+
+def conversations_config(session_path: Path | None) -> "ConversationsConfig":
+    """Those in a file of SQLite, the user's own if none is named."""
+    from latentmas_core.context.conversations.config import ConversationsConfig
+
+    if session_path is None:
+        return ConversationsConfig()
+    path = session_path.expanduser().absolute()
+    return validated(ConversationsConfig, {"url": f"sqlite:///{path}"})
 
 
 def is_path(adapter: str) -> bool:

@@ -4,10 +4,12 @@ import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 from pydantic import ValidationError
 
+from latentmas_core.chat import ChatMessage
 from latentmas_core.cli.backend import (
     AdapterListing,
     KnownAdapter,
@@ -17,6 +19,11 @@ from latentmas_core.cli.backend import (
     ServiceError,
 )
 from latentmas_core.cli.wire_events import read_event, server_sent_events
+from latentmas_core.context.conversations.records import (
+    ConversationExport,
+    ConversationInfo,
+    ConversationList,
+)
 from latentmas_core.events import AnswerDone, Event
 
 PIPELINE_PREFIX = "latentmas/"
@@ -25,6 +32,7 @@ _CONNECT_TIMEOUT_S = 10.0
 _ANSWER_TIMEOUT_S = 600.0  # between two messages: an agent may wait for its turn as long
 _EVENT_STREAM = "text/event-stream"
 _MAX_SHOWN_CHARS = 200
+_MAX_LISTED = 100
 
 
 class RemoteBackend:
@@ -113,6 +121,22 @@ class RemoteBackend:
             )
         return wanted
 
+    def conversations(self) -> tuple[ConversationInfo, ...]:
+        listed = self._get(f"/v1/conversations?limit={_MAX_LISTED}")
+        with self._shape_checked():
+            return ConversationList.model_validate(listed).data
+
+    def messages(self, conversation_id: str) -> list[ChatMessage]:
+        try:
+            exported = self._get(f"/v1/conversations/{quote(conversation_id, safe='')}/export")
+        except ServiceError as error:
+            if error.status == httpx.codes.NOT_FOUND:
+                return []
+            raise
+        with self._shape_checked():
+            turns = ConversationExport.model_validate(exported).turns
+        return [message for turn in turns for message in turn.as_messages()]
+
     def load_adapter(
         self, name: str, path: str | None, *, revision: str | None, pinned: bool
     ) -> None:
@@ -144,7 +168,8 @@ class RemoteBackend:
         response.read()
         try:
             error = response.json()["error"]
-            raise ServiceError(_told(error) + _remedy(response), param=error["param"])
+            message = _told(error) + _remedy(response)
+            raise ServiceError(message, param=error["param"], status=response.status_code)
         except (ValueError, KeyError, TypeError):
             shown = " ".join(response.text.split())[:_MAX_SHOWN_CHARS]
             raise self._strange(f"it answered {response.status_code} {shown!r}") from None
@@ -165,7 +190,7 @@ class RemoteBackend:
     def _shape_checked(self) -> Iterator[None]:
         try:
             yield
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, ValidationError):
             raise self._strange("its answer lacks what is expected there") from None
 
     def _strange(self, what: str) -> ServiceError:

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 from latentmas_core.cli.backend import known_pipelines
 from latentmas_core.cli.output import Output
+from latentmas_core.cli.rag import name_of, read_source
 from latentmas_core.cli.talk import Talk
+from latentmas_core.context.conversations.names import check_id
 from latentmas_core.errors import ConfigError
 from latentmas_core.request import Mode
 from latentmas_core.routing.domains import AUTO
@@ -35,7 +37,7 @@ class SlashCommands:
         self.is_over = False
         self._commands: Mapping[str, SlashCommand] = {
             "/help": SlashCommand("/help", "this list", self._help),
-            "/clear": SlashCommand("/clear", "forget what was said", self._clear),
+            "/clear": SlashCommand("/clear", "begin a new conversation", self._clear),
             "/save": SlashCommand(
                 "/save [FILE]", f"write down what was said, into {DEFAULT_FILE}", self._save
             ),
@@ -45,6 +47,14 @@ class SlashCommands:
             "/mode": SlashCommand("/mode [NAME]", f"one of {', '.join(Mode)}", self._mode),
             "/lora": SlashCommand(
                 "/lora [NAME|off]", "let all agents use an adapter, or none", self._lora
+            ),
+            "/rag": SlashCommand(
+                "/rag [PATH|URL|off]", "let agents read a document, or none", self._rag
+            ),
+            "/sessions": SlashCommand(
+                "/sessions [ID]",
+                "list conversations, or go on with one",
+                self._sessions,
             ),
             "/exit": SlashCommand("/exit", "leave, as Ctrl-D does", self._exit),
         }
@@ -68,12 +78,13 @@ class SlashCommands:
             self._output.tell(f"  {command.usage:<{width}}  {command.about}")
 
     def _clear(self, rest: str) -> None:
-        self._talk.history.clear()
-        self._output.tell("The conversation begins anew.")
+        conversation_id = self._talk.begin_anew()
+        kept = f", kept as {conversation_id}" if conversation_id else ""
+        self._output.tell(f"A new conversation begins{kept}.")
 
     def _save(self, rest: str) -> None:
         path = Path(rest or DEFAULT_FILE).expanduser().absolute()
-        messages = [message.model_dump(exclude_defaults=True) for message in self._talk.history]
+        messages = [one.model_dump(exclude_defaults=True) for one in self._talk.messages()]
         try:
             # What this chat did not write itself is not its to overwrite.
             with path.open("w" if path in self._saved else "x", encoding="utf-8") as file:
@@ -110,6 +121,31 @@ class SlashCommands:
             self._talk.choose_adapter(None if rest == OFF else rest)
         used = self._talk.settings.adapter
         self._output.tell(f"All agents use {used}." if used else "No adapter is chosen.")
+
+    def _rag(self, rest: str) -> None:
+        if rest == OFF:
+            self._talk.drop_documents()
+        elif rest:
+            found = read_source(rest)
+            if found.notice:
+                self._output.tell(found.notice)
+            self._talk.add_documents(found.documents)
+        names = [name_of(document) for document in self._talk.settings.documents]
+        self._output.tell(f"Agents read {', '.join(names)}." if names else "No document is read.")
+
+    def _sessions(self, rest: str) -> None:
+        if rest:
+            num_messages = len(self._talk.backend.messages(check_id(rest)))
+            self._talk.go_on_with(rest)
+            self._output.tell(f"Going on with {rest}: {num_messages} messages so far.")
+            return
+        chosen = self._talk.settings.conversation_id
+        kept = self._talk.backend.conversations()
+        for one in kept:
+            mark = "*" if one.id == chosen else " "
+            self._output.tell(f"{mark} {one.id}: {one.title or ''} ({one.num_turns} turns)")
+        if not kept:
+            self._output.tell("No conversation is kept. Begin one: /sessions ID")
 
     def _exit(self, rest: str) -> None:
         self.is_over = True

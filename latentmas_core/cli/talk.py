@@ -8,11 +8,19 @@ from typing import Any
 from latentmas_core.chat import ChatMessage
 from latentmas_core.cli.backend import Backend, ServiceError, find_pipeline
 from latentmas_core.cli.flags import AskFlags
+from latentmas_core.cli.rag import as_field
 from latentmas_core.cli.remote import PIPELINE_PREFIX
+from latentmas_core.context.conversations.names import new_id
+from latentmas_core.context.documents.document import DocumentInput
 from latentmas_core.events import AnswerDone, Event
 from latentmas_core.request import Mode
 
 CHAT = "chat"
+
+_SAME_IN_REQUESTS = (
+    *("pipeline", "mode", "latent_steps", "temperature", "max_tokens", "system_prompt"),
+    "conversation_id",
+)
 
 
 @dataclass(frozen=True)
@@ -26,17 +34,27 @@ class AskSettings:
     max_tokens: int | None = None
     system_prompt: str | None = None
     adapter: str | None = None
+    documents: tuple[DocumentInput, ...] = ()
+    enable_tools: bool = False
+    conversation_id: str | None = None
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Those of a request that say the same as they do here."""
-        names = ("pipeline", "mode", "latent_steps", "temperature", "max_tokens", "system_prompt")
-        given = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in given.items() if value is not None}
+        """What they are in a request; ``adapter`` depends on the agents, and is not among them."""
+        given = {name: getattr(self, name) for name in _SAME_IN_REQUESTS}
+        fields = {name: value for name, value in given.items() if value is not None}
+        if self.documents:
+            fields["documents"] = as_field(self.documents)
+        if self.enable_tools:
+            fields["enable_tools"] = True
+        return fields
 
 
 class Talk:
-    """``history`` holds whole turns only: a question whose answer did not come leaves no trace."""
+    """``history`` holds whole turns only: a question whose answer did not come leaves no trace.
+
+    With a ``conversation_id`` the backend keeps what is said, and the history stays empty.
+    """
 
     def __init__(self, backend: Backend, settings: AskSettings) -> None:
         self.backend = backend
@@ -76,7 +94,33 @@ class Talk:
         if models[name].kind == "adapter":
             self.choose_adapter(name)
 
+    def messages(self) -> list[ChatMessage]:
+        """What was said so far, wherever it is kept."""
+        if self.settings.conversation_id is None:
+            return list(self.history)
+        return self.backend.messages(self.settings.conversation_id)
+
+    def begin_anew(self) -> str | None:
+        """Forget what was said or, where it is kept, begin another conversation; its id then."""
+        self.history.clear()
+        if self.settings.conversation_id is not None:
+            self.go_on_with(new_id())
+        return self.settings.conversation_id
+
+    def go_on_with(self, conversation_id: str) -> None:
+        """Let the backend keep what is said, in this conversation."""
+        self.history.clear()
+        self.settings = replace(self.settings, conversation_id=conversation_id)
+
+    def add_documents(self, documents: tuple[DocumentInput, ...]) -> None:
+        self.settings = replace(self.settings, documents=self.settings.documents + documents)
+
+    def drop_documents(self) -> None:
+        self.settings = replace(self.settings, documents=())
+
     def _remember(self, question: str, answer: str) -> None:
+        if self.settings.conversation_id is not None:
+            return
         self.history.append(ChatMessage(role="user", content=question))
         self.history.append(ChatMessage(role="assistant", content=answer))
 
@@ -92,8 +136,13 @@ class Talk:
         yield from self.backend.stream(fields)
 
 
-def begin_talk(backend: Backend, flags: AskFlags) -> Talk:
+def begin_talk(
+    backend: Backend, flags: AskFlags, documents: tuple[DocumentInput, ...] = ()
+) -> Talk:
     """A talk as the flags say. Raises LatentMASError for what there is not."""
+    conversation_id = flags.session_id
+    if conversation_id is None and flags.session_path is not None:
+        conversation_id = new_id()
     settings = AskSettings(
         pipeline=flags.pipeline,
         mode=flags.mode,
@@ -101,6 +150,9 @@ def begin_talk(backend: Backend, flags: AskFlags) -> Talk:
         temperature=flags.temperature,
         max_tokens=flags.max_tokens,
         system_prompt=flags.system_prompt,
+        documents=documents,
+        enable_tools=flags.enable_tools,
+        conversation_id=conversation_id,
     )
     talk = Talk(backend, settings)
     backend.open()

@@ -1,5 +1,6 @@
 """Where questions go in these tests: a tiny model in this process, or a service on a socket."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -9,15 +10,20 @@ from typing import Any, NamedTuple
 import pytest
 from typer.testing import CliRunner, Result
 
+from deployments.access import DEFAULT_TENANT
 from deployments.api.access import Access
-from latentmas_core import EngineConfig, LatentMASSystem, NotFoundError, ReasonRequest
+from latentmas_core import EngineConfig, LatentMASSystem, NotFoundError
 from latentmas_core.agents.assistant import ASSISTANT, assistant_agent
 from latentmas_core.cli import flags
 from latentmas_core.cli.app import build_app
 from latentmas_core.cli.local import LocalBackend
+from latentmas_core.context.conversations.config import ConversationsConfig
+from latentmas_core.context.conversations.conversations import Conversations
+from latentmas_core.context.request import AskRequest
 from latentmas_core.engine.engine import Engine
 from latentmas_core.pipelines.builtin import CHAT, chat_pipeline
 from latentmas_core.pipelines.plan import plan
+from tests.deployments.fake_reasoner import RESULT
 from tests.deployments.keys import make_access, make_app
 from tests.deployments.page.scripted import ScriptedReasoner, serving
 from tests.lora.adapters import make_adapter
@@ -50,10 +56,24 @@ class Service(NamedTuple):
     url: str
 
 
+async def keep(config: ConversationsConfig, conversation_id: str, *questions: str) -> None:
+    """Fill a conversation of a database, as answers of a service do."""
+    conversations = Conversations(config)
+    for question in questions:
+        async with conversations.turn(DEFAULT_TENANT, conversation_id, question) as turn:
+            await turn.finish(RESULT)
+    await conversations.close()
+
+
 @pytest.fixture(scope="session")
-def running_service() -> Iterator[Service]:
+def running_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """It keeps one conversation, "kept"."""
+    path = tmp_path_factory.mktemp("service") / "conversations.db"
+    config = ConversationsConfig(url=f"sqlite:///{path}")
+    asyncio.run(keep(config, "kept", "One?", "Two?"))
     reasoner = CliReasoner()
-    with serving(make_app(reasoner, Access())) as url:
+    app = make_app(reasoner, Access(), conversations=Conversations(config))
+    with serving(app) as url:
         yield Service(reasoner, url)
 
 
@@ -79,14 +99,14 @@ def locked_service() -> Iterator[Service]:
 class RecordingSystem(LatentMASSystem):
     """Keeps what it is asked."""
 
-    requests: list[ReasonRequest]
+    requests: list[AskRequest]
 
     def stream(self, question: str, **options: Any):
         events = super().stream(question, **options)
         chosen = options["pipeline"]
         name = chosen if isinstance(chosen, str) else chosen.name
         named = options | {"question": question, "pipeline": name}
-        self.requests.append(ReasonRequest(**named))
+        self.requests.append(AskRequest(**named))
         return events
 
 
@@ -94,7 +114,7 @@ class LocalPlace(NamedTuple):
     """``opened``: the models that were to be opened; ``requests``: what was asked of them."""
 
     opened: list[str | None]
-    requests: list[ReasonRequest]
+    requests: list[AskRequest]
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +154,7 @@ class Place(NamedTuple):
 
     name: str
     flags: tuple[str, ...]
-    requests: list[ReasonRequest]
+    requests: list[AskRequest]
 
     def ask(self, *arguments: str, stdin: str | None = None) -> Result:
         return run_cli(*arguments, *self.flags, stdin=stdin)
@@ -144,7 +164,7 @@ class Place(NamedTuple):
         assert result.exit_code == 0, result.output
         return result
 
-    def asked(self) -> ReasonRequest:
+    def asked(self) -> AskRequest:
         """The last question that came there."""
         return self.requests[-1]
 

@@ -28,7 +28,7 @@ def used_remote_terminal(running_service: Service) -> Iterator[Terminal]:
 
 
 def as_at_first(terminal: Terminal) -> Terminal:
-    for line in ("/clear", "/lora off", "/mode latent", "/pipeline hierarchical"):
+    for line in ("/clear", "/lora off", "/rag off", "/mode latent", "/pipeline hierarchical"):
         terminal.say(line)
     return terminal
 
@@ -75,7 +75,7 @@ def test_hand_offs_of_a_service_are_shown_in_bytes(service, remote_terminal):
 
 def test_help_lists_every_command(terminal):
     printed = terminal.say("/help")
-    for command in ("help", "clear", "save", "pipeline", "mode", "lora", "exit"):
+    for command in ("help", "clear", "save", "pipeline", "mode", "lora", "rag", "sessions", "exit"):
         assert f"/{command}" in printed
 
 
@@ -156,6 +156,23 @@ def test_lora_in_this_process_is_loaded_from_its_folder(local_terminal, adapter_
 def test_lora_that_is_not_there_is_refused_and_nothing_changes(terminal):
     assert "error:" in terminal.say("/lora no_such_adapter")
     assert "No adapter" in terminal.say("/lora")
+
+
+def test_rag_is_read_listed_and_dropped(terminal, tmp_path):
+    (tmp_path / "hours.txt").write_text("The library opens at nine.")
+    assert "Agents read hours.txt." in terminal.say(f"/rag {tmp_path / 'hours.txt'}")
+    assert "Agents read hours.txt." in terminal.say("/rag")
+    assert "latent:" in terminal.say(QUESTION)
+    assert "No document is read." in terminal.say("/rag off")
+
+
+def test_document_that_is_not_there_is_refused_and_nothing_changes(terminal):
+    assert "cannot be read" in terminal.say("/rag no_such.txt")
+    assert "No document is read." in terminal.say("/rag")
+
+
+def test_sessions_of_a_service_are_listed(remote_terminal):
+    assert "  kept: One? (2 turns)" in remote_terminal.say("/sessions")
 
 
 def test_unknown_command_is_refused_with_a_hint(terminal):
