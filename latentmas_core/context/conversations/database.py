@@ -92,6 +92,7 @@ class Database:
             with engine.begin() as connection:
                 return work(connection)
         except DBAPIError as error:
+            self._is_prepared = False  # what comes back may be another database
             raise self._failure(_first_line(error.orig)) from None
         except PoolTimeoutError as error:
             raise self._failure(_first_line(error)) from None
@@ -154,7 +155,7 @@ def _make_file(url: URL) -> None:
     """Where it is not there yet, for its owner alone. What is wrong with it the database tells."""
     path = Path(str(url.database))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         logger.warning("%s cannot be made: %s", path, error.strerror)

@@ -26,7 +26,6 @@ IDS = [f"conversation-{i}" for i in range(20)]
 NUM_ROUNDS = 5
 
 
-@pytest.mark.slow
 async def test_hundred_turns_of_twenty_conversations_outlast_a_restart(url, tenant, request):
     before = Conversations(ConversationsConfig(url=url))
     worker = await _start_worker(url, tenant, 1)

@@ -2,15 +2,18 @@
 once they are back.
 """
 
+import asyncio
 import sqlite3
 import sys
 
 import pytest
-from sqlalchemy import create_engine, text, update
+from sqlalchemy import create_engine, make_url, text, update
+from sqlalchemy.exc import DBAPIError
 
 from latentmas_core.context.conversations import tables
 from latentmas_core.context.conversations.config import ConversationsConfig
 from latentmas_core.context.conversations.conversations import Conversations
+from latentmas_core.context.conversations.database import MAX_CONNECTIONS, Database
 from latentmas_core.errors import ConfigError, StoreError
 from tests.context.conversations.answers import make_result, take_turn
 
@@ -71,6 +74,34 @@ async def test_turn_that_cannot_be_begun_while_the_server_is_down_leaves_nothing
     await conversations.close()
 
 
+async def test_restart_of_the_server_that_nobody_noticed_fails_no_call(postgres, tenant):
+    conversations = open_at(postgres.url)
+    at_once = range(2 * MAX_CONNECTIONS)
+    await asyncio.gather(*(take_turn(conversations, tenant, None, f"q{i}") for i in at_once))
+    postgres.stop()
+    postgres.start()
+    pages = await asyncio.gather(*(conversations.store.list(tenant) for _ in at_once))
+    assert [len(page.data) for page in pages] == [len(at_once) for _ in at_once]
+    await conversations.close()
+
+
+async def test_nothing_secret_that_a_driver_repeats_is_logged(tmp_path, caplog):
+    remote = Database(make_url("postgresql+psycopg://user:secret-word@127.0.0.1:1/name"))
+    remote._failure("no entry with secret-word here")
+    assert "no entry with *** here" in caplog.text
+    await remote.close()
+    local = open_at(f"sqlite:///{tmp_path}/c.db").store._database
+
+    def repeat(_):
+        raise DBAPIError("SELECT", {}, Exception("it failed\nVALUES: theirs"))
+
+    with pytest.raises(StoreError):
+        await local.read(repeat)
+    assert "it failed" in caplog.text
+    assert "theirs" not in caplog.text
+    await local.close()
+
+
 async def test_password_that_the_server_refuses_is_told_nowhere(postgres, caplog):
     secret = "not-the-password"
     conversations = open_at(postgres.url_with(secret))
@@ -115,6 +146,20 @@ async def test_path_that_cannot_be_a_database_is_told(tmp_path, caplog, found):
         path = path / "c.db"
     conversations = open_at(f"sqlite:///{path}")
     await assert_down(conversations, caplog)
+    await conversations.close()
+
+
+async def test_tables_that_somebody_threw_away_are_made_again(tmp_path):
+    conversations = open_at(f"sqlite:///{tmp_path}/c.db")
+    await take_turn(conversations, "any", "mine", "q0")
+    engine = engine_of(f"sqlite:///{tmp_path}/c.db")
+    with engine.begin() as connection:
+        tables.metadata.drop_all(connection)
+    engine.dispose()
+    with pytest.raises(StoreError):
+        await take_turn(conversations, "any", "mine", "q0")
+    await take_turn(conversations, "any", "mine", "q1")
+    assert (await conversations.store.show("any", "mine")).turns[0].question == "q1"
     await conversations.close()
 
 

@@ -121,6 +121,24 @@ async def test_conversation_may_be_made_while_its_first_turn_is_under_way(conver
     assert (kept.title, kept.num_turns) == ("Kept", 0)
 
 
+async def test_first_turn_that_ends_early_leaves_no_system_prompt(conversations, tenant):
+    with suppress(LeftError):
+        async with conversations.turn(tenant, "mine", "q0", system_prompt="Rhyme."):
+            raise LeftError
+    async with conversations.turn(tenant, "mine", "q1") as turn:
+        assert turn.system_prompt is None
+
+
+async def test_turn_that_ends_wakes_the_next_of_its_process(conversations, tenant, monkeypatch):
+    monkeypatch.setattr(turn_queue, "LOOK_EVERY_S", 2 * SOON_S)
+    async with conversations.turn(tenant, "mine", "q0") as turn:
+        waiting = asyncio.create_task(take_turn(conversations, tenant, "mine", "q1"))
+        await _is_waiting(conversations)
+        await turn.finish(make_result("So."))
+    async with asyncio.timeout(SOON_S):
+        await waiting
+
+
 async def test_cancelling_a_turn_before_its_turn_has_come_keeps_nobody_waiting(opened, tenant):
     conversations, other = opened(), opened()
     async with conversations.turn(tenant, "mine", "q0") as turn:
@@ -281,6 +299,15 @@ async def _is_in_line(conversations, turn, num_tickets):
 
     async def is_it():
         return len(await _expiries(conversations, turn)) >= num_tickets
+
+    await _until(is_it)
+
+
+async def _is_waiting(conversations):
+    """Until somebody is to be woken."""
+
+    async def is_it():
+        return bool(conversations._queue._waiting)
 
     await _until(is_it)
 
