@@ -136,10 +136,12 @@ class Ingress:
         max_bytes = args.max_transfer_bytes or max(1, object_store_bytes() // 2)
         self._tracing = open_tracing(os.environ, instance=this_place().replica)
         budget = TransferBudget(max_bytes)
-        reasoner = Reasoner(args, handles, budget, RayRecorder(), self._tracing)
-        models = ChatModels.of(args)
         kept = args.conversations
         self._conversations = None if kept is None else Conversations(kept)
+        reasoner = Reasoner(
+            args, handles, budget, RayRecorder(), self._tracing, self._conversations
+        )
+        models = ChatModels.of(args)
         self._app = build_http_app(
             reasoner,
             admin,

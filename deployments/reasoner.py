@@ -29,6 +29,7 @@ from deployments.spans import run_spans
 from deployments.tracing import NO_TRACING, Tracing
 from deployments.transport import GroupHandle, ask_a_replica, ask_all_replicas
 from latentmas_core.context.answerer import Answerer
+from latentmas_core.context.conversations.conversations import Conversations
 from latentmas_core.context.documents.chunking import token_spans_of_json
 from latentmas_core.context.reading import Reading
 from latentmas_core.context.request import AskRequest
@@ -58,6 +59,7 @@ class Reasoner:
         budget: TransferBudget,
         recorder: Recorder | None = None,
         tracing: Tracing = NO_TRACING,
+        conversations: Conversations | None = None,
     ) -> None:
         self._handles = handles
         self._tracing = tracing
@@ -72,7 +74,7 @@ class Reasoner:
         self.plans = {name: plan(spec, self._group_of) for name, spec in self.pipelines.items()}
         hosted = tuple(agent for agent in self._agents if agent in self._group_of)
         self._router = Router(self.pipelines, hosted)
-        self._answerer = Answerer(args.context, tools_of(args.context))
+        self._answerer = Answerer(args.context, tools_of(args.context), conversations)
         self._reading: Reading | None = None
         self._scale_to_zero = frozenset(g.name for g in args.groups if g.min_replicas == 0)
         self.adapters = AdapterDirectory(handles)
@@ -116,7 +118,8 @@ class Reasoner:
         # One time for all rounds.
         timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
         request = request.model_copy(update={"timeout_s": timeout_s})
-        return self._answerer.run(_Runs(self, is_streamed), request)
+        runs = _Runs(self, is_streamed)
+        return self._answerer.run(runs, request, tenant=current_caller().tenant)
 
     async def _run(
         self, request: ReasonRequest, *, is_streamed: bool

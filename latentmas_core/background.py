@@ -6,7 +6,7 @@ Works beside a loop that the caller's thread may already run, as notebooks do.
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ class BackgroundLoop:
     def __init__(self) -> None:
         started: Future[asyncio.AbstractEventLoop] = Future()
         self._is_closed = False
+        self._last: Callable[[], Awaitable[None]] | None = None
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._main(started)), name="latentmas-loop", daemon=True
         )
@@ -63,17 +64,30 @@ class BackgroundLoop:
         with suppress(RuntimeError):  # a loop that was closed has cancelled its tasks
             self._loop.call_soon_threadsafe(task.cancel)
 
-    def close(self) -> None:
-        """Cancel what still runs, wait for it and end the thread."""
+    def close(self, last: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Cancel what still runs, wait for it, do what comes ``last`` and end the thread."""
         if not self._is_closed:
             self._is_closed = True
+            self._last = last
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     async def _main(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         self._stop = asyncio.Event()
         started.set_result(asyncio.get_running_loop())
-        await self._stop.wait()  # asyncio.run then cancels the other tasks
+        await self._stop.wait()
+        if self._last is not None:
+            await _end_others()
+            await self._last()
+        # asyncio.run cancels what is left
+
+
+async def _end_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others)
 
 
 def _closed() -> EngineError:

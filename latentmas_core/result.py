@@ -153,6 +153,7 @@ class Result(FrozenModel):
     those that a tool found. Where tools were called (``tool_calls``), the agents have run once per
     round: ``agents``, ``stages``, ``usage`` and ``transfer`` are those of all rounds, in their
     order. ``routing``: how ``pipeline`` was chosen, where the request left that open ("auto").
+    ``conversation_id``: where this is kept as a turn.
     """
 
     id: str
@@ -169,3 +170,4 @@ class Result(FrozenModel):
     citations: tuple[Citation, ...] = ()
     tool_calls: tuple[ToolCallTrace, ...] = ()
     routing: RoutingDecision | None = None
+    conversation_id: str | None = None

@@ -13,6 +13,8 @@ from latentmas_core.background import BackgroundLoop
 from latentmas_core.config import EngineConfig
 from latentmas_core.context.answerer import Answerer
 from latentmas_core.context.config import ContextConfig
+from latentmas_core.context.conversations.config import ConversationsConfig
+from latentmas_core.context.conversations.conversations import Conversations
 from latentmas_core.context.documents.chunking import token_spans_of
 from latentmas_core.context.reading import Reading
 from latentmas_core.context.request import AskRequest
@@ -56,7 +58,7 @@ class LatentMASSystem:
     are as it says, by default the embedded model, "auto", "auto", None, True and 20.
     ``latent_steps`` holds for agents whose config does not say. ``registries`` are YAML files with
     adapters beside those that are shipped. ``context`` says what may be done with documents and
-    tools.
+    tools, ``conversations`` where conversations are kept; without it none are.
 
     Raises ConfigError for options that cannot be meant, ModelError for a model that cannot be run.
     """
@@ -74,6 +76,7 @@ class LatentMASSystem:
         registries: Sequence[Path | str] = (),
         engine_config: EngineConfig | None = None,
         context: ContextConfig = DEFAULT_CONTEXT,
+        conversations: ConversationsConfig | None = None,
     ) -> None:
         registry = AdapterRegistry([Path(path) for path in registries])
         config = _merged(
@@ -88,15 +91,22 @@ class LatentMASSystem:
             lora = config.lora.model_dump() | {"max_loaded_adapters": max_loaded_adapters}
             config = _merged(config, lora=lora)
         _check_latent_steps(latent_steps, config.max_latent_steps)
-        self._assemble(Engine(config), latent_steps, registry, context, owns_engine=True)
+        engine = Engine(config)
+        self._assemble(engine, latent_steps, registry, context, conversations, owns_engine=True)
 
     @classmethod
-    def from_engine(cls, engine: SystemEngine, *, latent_steps: int = DEFAULT_LATENT_STEPS) -> Self:
+    def from_engine(
+        cls,
+        engine: SystemEngine,
+        *,
+        latent_steps: int = DEFAULT_LATENT_STEPS,
+        context: ContextConfig = DEFAULT_CONTEXT,
+        conversations: ConversationsConfig | None = None,
+    ) -> Self:
         """A system on an engine that is already there and stays the caller's to close."""
         system = cls.__new__(cls)
-        system._assemble(
-            engine, latent_steps, AdapterRegistry(), DEFAULT_CONTEXT, owns_engine=False
-        )
+        registry = AdapterRegistry()
+        system._assemble(engine, latent_steps, registry, context, conversations, owns_engine=False)
         return system
 
     def _assemble(
@@ -105,6 +115,7 @@ class LatentMASSystem:
         latent_steps: int,
         registry: AdapterRegistry,
         context: ContextConfig,
+        conversations: ConversationsConfig | None,
         *,
         owns_engine: bool,
     ) -> None:
@@ -115,7 +126,8 @@ class LatentMASSystem:
         self._added_pipelines: dict[str, PipelineSpec] = {}
         self._worker = StageWorker(engine, Roster(self._agents, latent_steps))
         self._tools = shipped_tools()
-        self._answerer = Answerer(context, self._tools)
+        self._conversations = None if conversations is None else Conversations(conversations)
+        self._answerer = Answerer(context, self._tools, self._conversations)
         self._background = BackgroundLoop()
 
     def __enter__(self) -> Self:
@@ -131,7 +143,8 @@ class LatentMASSystem:
 
     def close(self) -> None:
         """Cancel what still runs, then close the engine if this system made it."""
-        self._background.close()
+        kept = self._conversations
+        self._background.close(last=None if kept is None else kept.close)
         if self._owns_engine:
             self._engine.close()
 

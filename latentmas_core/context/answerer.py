@@ -1,15 +1,17 @@
-"""Answers questions together with what belongs to them: documents are searched, tools are run.
+"""Answers questions together with what belongs to them: a conversation goes on, documents are
+searched, tools are run.
 
 Knows no engine and no HTTP: whatever reasons is handed in with each question.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Protocol
 
 from latentmas_core.context.cited_search import CitedSearch
 from latentmas_core.context.config import ContextConfig
+from latentmas_core.context.conversations.conversations import Conversations, OpenTurn
 from latentmas_core.context.documents.fetching import Fetcher
 from latentmas_core.context.documents.gathering import gather_documents
 from latentmas_core.context.reading import Reading
@@ -20,9 +22,13 @@ from latentmas_core.context.tools import (
     ToolRegistry,
     document_search_tool,
 )
+from latentmas_core.context.tools.messages import messages_of
 from latentmas_core.errors import ConfigError
 from latentmas_core.events import AnswerDone, Event
 from latentmas_core.request import ReasonRequest
+from latentmas_core.result import Result
+
+DEFAULT_TENANT = "default"
 
 
 class Reasoning(Protocol):
@@ -42,16 +48,25 @@ class Reasoning(Protocol):
 
 
 class Answerer:
-    """Serves any number of questions at the same time; it holds nothing between them."""
+    """Serves any number of questions at the same time; it holds nothing between them.
 
-    def __init__(self, config: ContextConfig, tools: ToolRegistry) -> None:
+    Without ``conversations`` none are kept.
+    """
+
+    def __init__(
+        self,
+        config: ContextConfig,
+        tools: ToolRegistry,
+        conversations: Conversations | None = None,
+    ) -> None:
         self._config = config
         self._tools = tools
+        self._conversations = conversations
         self._fetcher = Fetcher(config.documents.fetching)
 
     def check(self, request: AskRequest) -> None:
         """Raise NotFoundError for a tool that does not exist here, ConfigError for the one that
-        searches documents where there are none."""
+        searches documents where there are none, and for a conversation where none are kept."""
         names = () if isinstance(request.enable_tools, bool) else request.enable_tools
         for name in names:
             if name != SEARCH_DOCUMENTS:
@@ -62,31 +77,53 @@ class Answerer:
                     "or leave it out.",
                     param="enable_tools",
                 )
+        if request.conversation_id is not None and self._conversations is None:
+            raise ConfigError(
+                f"conversation_id is {request.conversation_id!r}; no conversations are kept here. "
+                "Leave it out, or configure conversations.",
+                param="conversation_id",
+            )
 
-    def run(self, reasoning: Reasoning, request: AskRequest) -> AsyncGenerator[Event, None]:
+    def run(
+        self, reasoning: Reasoning, request: AskRequest, *, tenant: str = DEFAULT_TENANT
+    ) -> AsyncGenerator[Event, None]:
         """The events of the run, or of all its rounds where tools are called; the result says what
-        it rests on. Raises DocumentError for a document that cannot be had or read, and what
-        ``check`` and ``reasoning`` raise."""
+        it rests on. A turn of a conversation is stored before it is said to be done, or not at all.
+
+        Raises DocumentError for a document that cannot be had or read, ConflictError for a
+        conversation that is busy, StoreError where none can be read, and what ``check`` and
+        ``reasoning`` raise.
+        """
         if not request.has_context:
             return reasoning.stream(request.as_reason())
         self.check(request)
         num_agents = reasoning.num_agents(request.as_reason())
-        return self._run(reasoning, request, num_agents)
+        return self._run(reasoning, request, num_agents, tenant)
 
     async def _run(
-        self, reasoning: Reasoning, request: AskRequest, num_agents: int
+        self, reasoning: Reasoning, request: AskRequest, num_agents: int, tenant: str
     ) -> AsyncGenerator[Event, None]:
         search = await self._search(reasoning, request)
-        asked = request.as_reason()
-        if search is not None:
-            asked = await _with_passages(search, asked, num_agents)
-        tools = self._tools_for(request, search)
-        loop = ToolLoop(tools, limits=self._config.tools)
-        async with aclosing(loop.run(reasoning.stream, asked, tools.names)) as events:
+        asked, turn = request.as_reason(), None
+        room = 0
+        if search is not None or request.conversation_id is not None:
+            room = (await reasoning.reading()).max_shown_tokens(num_agents)
+        async with AsyncExitStack() as stack:
+            if request.conversation_id is not None:
+                room //= 2  # the other half is for passages
+                turn = await self._open_turn(stack, reasoning, request, room, tenant)
+                told = {"history": turn.history, "system_prompt": turn.system_prompt}
+                asked = asked.model_copy(update=told)
+            if search is not None:
+                asked = await _with_passages(search, asked, room)
+            tools = self._tools_for(request, search)
+            loop = ToolLoop(tools, limits=self._config.tools)
+            events = await stack.enter_async_context(
+                aclosing(loop.run(reasoning.stream, asked, tools.names))
+            )
             async for event in events:
-                if isinstance(event, AnswerDone) and search is not None:
-                    cited = {"citations": search.citations}
-                    event = AnswerDone(event.result.model_copy(update=cited))
+                if isinstance(event, AnswerDone):
+                    event = AnswerDone(await _finished(event.result, search, turn))
                 yield event
 
     async def _search(self, reasoning: Reasoning, request: AskRequest) -> CitedSearch | None:
@@ -94,6 +131,27 @@ class Answerer:
             return None
         documents = await gather_documents(request.documents, self._fetcher)
         return await CitedSearch.over(documents, await reasoning.reading(), self._config.documents)
+
+    async def _open_turn(
+        self,
+        stack: AsyncExitStack,
+        reasoning: Reasoning,
+        request: AskRequest,
+        max_tokens: int,
+        tenant: str,
+    ) -> OpenTurn:
+        assert self._conversations is not None, "check lets no conversation through without a store"
+        reading = await reasoning.reading()
+        return await stack.enter_async_context(
+            self._conversations.turn(
+                tenant,
+                request.conversation_id,
+                request.question,
+                system_prompt=request.system_prompt,
+                max_history_tokens=max_tokens,
+                count_tokens=reading.num_tokens,
+            )
+        )
 
     def _tools_for(self, request: AskRequest, search: CitedSearch | None) -> ToolRegistry:
         """Those that this request enables."""
@@ -107,8 +165,24 @@ class Answerer:
 
 
 async def _with_passages(
-    search: CitedSearch, asked: ReasonRequest, num_agents: int
+    search: CitedSearch, asked: ReasonRequest, max_tokens: int
 ) -> ReasonRequest:
-    passages = await asyncio.to_thread(search.preamble_to, asked.question, num_agents=num_agents)
+    passages = await asyncio.to_thread(search.preamble_to, asked.question, max_tokens=max_tokens)
     preamble = f"{passages}{asked.preamble or ''}"
     return asked.model_copy(update={"preamble": preamble or None})
+
+
+async def _finished(result: Result, search: CitedSearch | None, turn: OpenTurn | None) -> Result:
+    """The result with what it rests on, stored where it is a turn."""
+    citations = () if search is None else search.citations
+    if turn is None:
+        return result.model_copy(update={"citations": citations})
+    result = result.model_copy(
+        update={"citations": citations, "conversation_id": turn.conversation_id}
+    )
+    await turn.finish(
+        result,
+        messages=messages_of(result.tool_calls),
+        citations=[citation.model_dump(mode="json") for citation in citations],
+    )
+    return result

@@ -43,12 +43,12 @@ class CitedSearch:
         with self._lock:
             return tuple(self._citations.values())
 
-    def preamble_to(self, question: str, *, num_agents: int) -> str:
+    def preamble_to(self, question: str, *, max_tokens: int) -> str:
         """The passages that fit ``question`` best or, where none does, the first ones; empty if
-        there is no room for any."""
+        there is no room for any within ``max_tokens``, the question's own included."""
         max_passages = self._config.max_passages
         hits = self._library.search(question, max_passages) or self._library.opening(max_passages)
-        budget = min(self._config.max_tokens, self._reading.max_shown_tokens(num_agents))
+        budget = min(self._config.max_tokens, max_tokens)
         shown = show_sources(
             question, hits, max_tokens=budget, token_spans=self._reading.token_spans
         )

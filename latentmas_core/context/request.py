@@ -1,8 +1,12 @@
 """A question with what belongs to it: documents, tools, a conversation."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from latentmas_core.config import JsonBool, Text
+from latentmas_core.context.conversations.names import ConversationId
 from latentmas_core.context.documents.document import DocumentInputs
 from latentmas_core.request import ReasonRequest
 
@@ -11,16 +15,29 @@ class AskRequest(ReasonRequest):
     """A ReasonRequest and its context.
 
     ``documents`` are searched for passages that are shown with the question: texts, or addresses
-    of the web. They belong to this request alone. ``enable_tools``: true for all tools of the
+    of the web. They belong to this request alone. ``conversation_id`` goes on with a conversation
+    that is kept, or begins one of that name; what was said in it stands in the place of
+    ``history``. ``enable_tools``: true for all tools of the
     service, or the names of some; agents call them, and the answer comes when they are done.
     """
 
     documents: DocumentInputs = ()
+    conversation_id: ConversationId | None = None
     enable_tools: JsonBool | tuple[Text, ...] = Field(default=False, union_mode="left_to_right")
+
+    @model_validator(mode="after")
+    def _history_is_told_once(self) -> Self:
+        if self.conversation_id is not None and (self.history or self.tool_messages):
+            raise PydanticCustomError(
+                "told_twice",
+                "history and tool_messages cannot be given beside conversation_id: what was said "
+                "is kept there. Leave one of them out",
+            )
+        return self
 
     @property
     def has_context(self) -> bool:
-        return bool(self.documents or self.enable_tools)
+        return bool(self.documents or self.enable_tools or self.conversation_id is not None)
 
     def as_reason(self) -> ReasonRequest:
         """What agents are told of it."""

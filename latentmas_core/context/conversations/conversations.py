@@ -82,7 +82,7 @@ class OpenTurn:
 
 
 class Conversations:
-    """All conversations of one database, for one event loop; ``store`` is for all but turns."""
+    """All conversations of one database; ``store`` is for all but turns."""
 
     def __init__(
         self, config: ConversationsConfig, *, clock: Callable[[], float] = time.time
@@ -115,7 +115,7 @@ class Conversations:
         wanted = new_id() if conversation_id is None else check_id(conversation_id)
         budget = self._config.max_history_tokens
         if max_history_tokens is not None:
-            budget = max_history_tokens
+            budget = min(budget, max_history_tokens)
         async with self._queue.turn(tenant, wanted, system_prompt=system_prompt) as entry:
             told = system_prompt if system_prompt is not None else entry.system_prompt
             latest = await self.store.latest(entry.ticket)

@@ -9,7 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from latentmas_core.context.conversations.config import ConversationsConfig
 from latentmas_core.context.conversations.names import new_id
@@ -25,13 +25,20 @@ RENEWALS_PER_LEASE = 3
 T = TypeVar("T")
 
 
+class _Waiter(NamedTuple):
+    """Somebody who waits on ``loop`` for a turn to end."""
+
+    loop: asyncio.AbstractEventLoop
+    event: asyncio.Event
+
+
 class TurnQueue:
-    """For one event loop."""
+    """For any number of event loops of one process."""
 
     def __init__(self, store: ConversationStore, config: ConversationsConfig) -> None:
         self._store = store
         self._config = config
-        self._waiting: defaultdict[int, list[asyncio.Event]] = defaultdict(list)
+        self._waiting: defaultdict[int, list[_Waiter]] = defaultdict(list)
 
     @asynccontextmanager
     async def turn(
@@ -52,8 +59,9 @@ class TurnQueue:
 
     async def _wait(self, ticket: Ticket) -> None:
         woken = asyncio.Event()
+        waiter = _Waiter(asyncio.get_running_loop(), woken)
         waiting = self._waiting[ticket.conversation_key]
-        waiting.append(woken)
+        waiting.append(waiter)
         try:
             async with asyncio.timeout(self._config.max_wait_s):
                 while not await self._store.claim(ticket):
@@ -65,7 +73,7 @@ class TurnQueue:
                 param="conversation_id",
             ) from None
         finally:
-            waiting.remove(woken)
+            waiting.remove(waiter)
             if not waiting:
                 del self._waiting[ticket.conversation_key]
 
@@ -78,8 +86,8 @@ class TurnQueue:
                 ticket.conversation_id,
                 self._config.lease_s,
             )
-        for woken in self._waiting.get(ticket.conversation_key, ()):
-            woken.set()
+        for woken in tuple(self._waiting.get(ticket.conversation_key, ())):
+            woken.loop.call_soon_threadsafe(woken.event.set)
 
     @asynccontextmanager
     async def _renewed(self, ticket: Ticket) -> AsyncIterator[None]:

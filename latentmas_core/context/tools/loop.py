@@ -13,6 +13,7 @@ from pydantic import Field
 
 from latentmas_core.chat import ChatMessage, ToolCall
 from latentmas_core.config import FrozenModel
+from latentmas_core.context.tools.messages import messages_of_round
 from latentmas_core.context.tools.registry import ToolRegistry
 from latentmas_core.context.tools.rounds import Round, joined
 from latentmas_core.context.tools.running import run_tool
@@ -227,7 +228,7 @@ class _Run:
             await _end_all(running)
         traces = [task.result() for task in running]
         self._traces += traces
-        self._messages += _messages(step.content.strip(), [one.call for one in calls], traces)
+        self._messages += messages_of_round(step.content.strip(), traces)
 
     def _with_id(self, call: ToolCall, index: int) -> ToolCall:
         # Nine letters and digits: the only ids that some templates take.
@@ -246,17 +247,6 @@ class _Run:
         )
         latency_ms = 1000.0 * (self._clock() - began_at)
         return one.trace(text, is_error=is_error, latency_ms=latency_ms)
-
-
-def _messages(
-    content: str, calls: Sequence[ToolCall], traces: Sequence[ToolCallTrace]
-) -> list[ChatMessage]:
-    """What the model is shown of a round: its own calls, and what came of them."""
-    asked = ChatMessage(role="assistant", content=content, tool_calls=tuple(calls))
-    answers = [
-        ChatMessage(role="tool", content=trace.text, tool_call_id=trace.call_id) for trace in traces
-    ]
-    return [asked, *answers]
 
 
 async def _end_all(running: Sequence["asyncio.Task[ToolCallTrace]"]) -> None:
