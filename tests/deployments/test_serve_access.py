@@ -105,9 +105,13 @@ def test_only_a_right_key_gets_in(service):
 async def test_conversations_are_those_of_the_callers_tenant(service):
     """They are kept in a file that this process reaches as well."""
     conversations = Conversations(ConversationsConfig(url=service.database))
-    await take_turn(conversations, "team", "mine", QUESTION)
     await take_turn(conversations, "bob", "bobs", "Which others?")
     await conversations.close()
+    asked = {"question": QUESTION, "conversation_id": "mine", "max_tokens": 2}
+    first, second = service.ask(**asked), service.ask(**asked)
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert second.json()["conversation_id"] == "mine"
+    assert second.json()["usage"]["prompt_tokens"] > first.json()["usage"]["prompt_tokens"]
     listed = service._http.get("/v1/conversations").json()["data"]
     assert [(one["id"], one["title"]) for one in listed] == [("mine", QUESTION)]
     assert service._http.get("/v1/conversations/mine").json()["turns"][0]["question"] == QUESTION
