@@ -26,7 +26,7 @@ from deployments.api.openai.routes import add_chat_routes
 from deployments.api.openapi import ServiceLimits, describe_calls
 from deployments.api.request_span import RequestSpan
 from deployments.api.runpod import add_runpod_route
-from deployments.api.streaming import AS_EVENTS, HEADERS, MEDIA_TYPE, server_sent_events
+from deployments.api.streaming import AS_EVENTS, HEADERS, MEDIA_TYPE, begun, server_sent_events
 from deployments.args import AppArgs
 from deployments.budget import TransferBudget
 from deployments.logs import log_through_serve
@@ -91,6 +91,8 @@ def build_http_app(
         await reasoner.check(request)
         if body.stream:
             events = reasoner.stream(request)
+            if request.has_context:  # what cannot be had of it is no event, but a status
+                events = await begun(events)
             messages = server_sent_events(events)
             return StreamingResponse(messages, media_type=MEDIA_TYPE, headers=HEADERS)
         return await reasoner.reason(request)

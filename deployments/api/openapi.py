@@ -19,6 +19,7 @@ _ERRORS = {
     404: "What the path or a field names does not exist here.",
     405: "The path has other methods.",
     408: "The body did not arrive in time, or the answer was not there in time.",
+    409: "The conversation is busy, or went on without this turn.",
     413: "The body is larger than access.max_body_bytes, or the model's context too small for it.",
     415: "The body is no JSON by its content type, or it is compressed.",
     422: "Wrong or unknown fields; `param` names the first.",
@@ -32,6 +33,7 @@ _COMMON = (404, 405, 408, 429, 500, 503)
 _GUARDED = (401, 403)
 _WITH_BODY = (413, 415)
 _ANSWERS = ("/v1/reason", "/v1/batch", "/v1/chat/completions")
+_TURNS = ("/v1/reason",)
 _LOADS = ("/v1/load_lora_adapter",)
 _CONVERSATIONS = "/v1/conversations"
 
@@ -155,6 +157,8 @@ def _statuses(path: str, method: str, *, is_public: bool) -> set[int]:
         statuses.update([422], _WITH_BODY if method == "delete" else ())
     if path in _ANSWERS:
         statuses.add(504)
+    if path in _TURNS:
+        statuses.add(409)
     if path in _LOADS:
         statuses.add(502)
     return statuses

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from deployments.api.errors import INTERNAL, INTERNAL_MESSAGE, error_body, kind_of
@@ -95,6 +96,19 @@ async def server_sent_events(events: AsyncIterator[Event]) -> AsyncGenerator[str
             yield _message(name, payload | {"at_ms": at_ms})
     except Exception as error:  # noqa: BLE001 - whatever it is, the reader is told
         yield _message("error", stream_error(error))
+
+
+async def begun(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """The same events, when the first is there. Raises what is raised in its place."""
+    first = await anext(events)
+
+    async def all_events() -> AsyncGenerator[Event, None]:
+        async with aclosing(events):
+            yield first
+            async for event in events:
+                yield event
+
+    return all_events()
 
 
 def stream_error(error: Exception) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from deployments.api.streaming import describe
 from latentmas_core.errors import (
     ConfigError,
     ContextLengthError,
+    DocumentError,
     EngineError,
     LatentMASError,
     ModelError,
@@ -218,3 +219,21 @@ async def test_not_ready_names_the_groups_that_are_missing_while_live(client, re
     assert "thinkers, deciders" in message
     assert "retry-after" in response.headers
     assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_document_that_cannot_be_had_is_a_status_in_a_stream_too(client, reasoner):
+    reasoner.error = DocumentError("document 'a.pdf' is encrypted.", param="documents")
+    asked = {"question": "Hi", "documents": ["text"], "stream": True}
+    response = await client.post("/v1/reason", json=asked)
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == "documents"
+
+
+async def test_stream_with_documents_has_all_events_in_their_order(client, reasoner):
+    asked = {"question": "Hi", "stream": True}
+    plain, with_documents = [
+        [one.name for one in parse_events((await client.post("/v1/reason", json=body)).text)]
+        for body in (asked, asked | {"documents": ["text"]})
+    ]
+    assert with_documents == plain
+    assert reasoner.is_closed
