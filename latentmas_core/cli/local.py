@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 _NO_PART_OF_A_NAME = re.compile(r"[^A-Za-z0-9_.-]+|^[^A-Za-z0-9]+")
 
 
-def open_system(model_name: str | None) -> "LatentMASSystem":
+def open_system(model_name: str | None, conversations: "ConversationsConfig") -> "LatentMASSystem":
     """Every shipped agent on one engine. Torch takes seconds to import: not before."""
     from latentmas_core.agents.assistant import assistant_agent
     from latentmas_core.system import LatentMASSystem
 
-    return LatentMASSystem(model_name).add_default_agents().add_agent(assistant_agent())
+    system = LatentMASSystem(model_name, conversations=conversations)
+    return system.add_default_agents().add_agent(assistant_agent())
 
 
 class LocalBackend:
@@ -43,7 +44,7 @@ class LocalBackend:
         model_name: str | None = None,
         *,
         session_path: Path | None = None,
-        opens: "Callable[[str | None], LatentMASSystem]" = open_system,
+        opens: "Callable[[str | None, ConversationsConfig], LatentMASSystem]" = open_system,
     ) -> None:
         self._model_name = model_name
         self._session_path = session_path
@@ -114,7 +115,8 @@ class LocalBackend:
 
     def _system(self) -> "LatentMASSystem":
         if self._opened is None:
-            self._opened = self._opens(self._model_name)
+            config = conversations_config(self._session_path)
+            self._opened = self._opens(self._model_name, config)
         return self._opened
 
 

@@ -75,7 +75,8 @@ class Output:
 
     def tell(self, line: str, *, style: str = "") -> None:
         """A line on standard error."""
-        self._end_line()
+        if self._is_terminal:  # elsewhere the two do not meet, and the answer stays as it is
+            self._end_line()
         self._console.print(Text(harmless(line), style=style), soft_wrap=True)
 
     def busy(self, what: str) -> AbstractContextManager[object]:

@@ -127,13 +127,22 @@ def tiny_engine(tiny_llama: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def local(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalPlace]:
+def user_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where conversations are kept that are told no other place."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
+    return tmp_path / "user" / "latentmas" / "conversations.db"
+
+
+@pytest.fixture
+def local(
+    tiny_engine: Engine, user_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LocalPlace]:
     """The program without --endpoint: on a tiny model that is there already."""
     place = LocalPlace([], [])
 
-    def opens(model_name: str | None) -> LatentMASSystem:
+    def opens(model_name: str | None, conversations: ConversationsConfig) -> LatentMASSystem:
         place.opened.append(model_name)
-        system = RecordingSystem.from_engine(tiny_engine)
+        system = RecordingSystem.from_engine(tiny_engine, conversations=conversations)
         system.requests = place.requests
         return system.add_default_agents().add_agent(assistant_agent())
 

@@ -1,4 +1,5 @@
-"""A chat in this process whose first answer never comes: says HELD once its judger waits.
+"""A chat in this process in which questions with "takes long" are never answered: it says HELD once
+such a one has begun.
 
 python -m tests.cli.gated_chat FOLDER_OF_A_TOKENIZER
 """
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 from latentmas_core import LatentMASSystem
 from latentmas_core.cli import app, flags
 from latentmas_core.cli.local import LocalBackend
+from latentmas_core.context.conversations.config import ConversationsConfig
 from tests.pipelines.fake_engine import FakeEngine
 
 
@@ -19,14 +21,17 @@ def main(folder: str) -> None:
     engine = FakeEngine(AutoTokenizer.from_pretrained(folder))
 
     async def hold() -> None:
-        del engine.before_turn["judger"]
-        sys.stderr.write("HELD\n")
-        sys.stderr.flush()
-        await asyncio.Event().wait()
+        if "takes long" in engine.tokenizer.decode(engine.turns[-1].prompt_ids):
+            sys.stderr.write("HELD\n")
+            sys.stderr.flush()
+            await asyncio.Event().wait()
 
-    engine.before_turn["judger"] = hold
-    system = LatentMASSystem.from_engine(engine).add_default_agents()
-    flags.LocalBackend = partial(LocalBackend, opens=lambda _: system)
+    def opens(_: str | None, conversations: ConversationsConfig) -> LatentMASSystem:
+        system = LatentMASSystem.from_engine(engine, conversations=conversations)
+        return system.add_default_agents()
+
+    engine.before_turn["planner"] = hold
+    flags.LocalBackend = partial(LocalBackend, opens=opens)
     sys.argv = ["latentmas", "chat"]
     try:
         app.main()

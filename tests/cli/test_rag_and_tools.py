@@ -1,11 +1,17 @@
 """Documents and tools: flags and ``/rag``, in this process and against a service."""
 
+from functools import partial
+
 import pytest
 
-from latentmas_core import ConfigError
+from latentmas_core import ConfigError, EngineConfig, LatentMASSystem
+from latentmas_core.cli import flags as cli_flags
+from latentmas_core.cli.local import LocalBackend
 from latentmas_core.cli.rag import as_field, name_of, read_json, read_source
+from latentmas_core.context.tools import Tool
 from tests.cli.conftest import SHORT, run_cli
 from tests.cli.conftest import read_json as read_result
+from tests.scripted_model import CONCLUSION, make_scripted_model
 
 QUESTION = "When does the library open?"
 TEXT = "The library opens at nine and closes at six."
@@ -100,6 +106,40 @@ def test_tools_are_off_unless_they_are_enabled(place):
 def test_tools_are_enabled_for_all_questions(service):
     run_cli("ask", QUESTION, "--endpoint", service.url, "--enable-tools")
     assert service.reasoner.requests[-1].enable_tools is True
+
+
+@pytest.fixture
+def weather(tmp_path, monkeypatch) -> None:
+    """In this process answers a model that calls the tool "weather" where it is shown tools."""
+
+    def weather_of(city: str) -> str:
+        return f"rain in {city}"
+
+    def opens(model_name, conversations) -> LatentMASSystem:
+        folder = make_scripted_model(tmp_path / "scripted")
+        config = EngineConfig(model_name=str(folder), device="cpu", kv_cache_bytes=2**24)
+        system = LatentMASSystem(engine_config=config).add_default_agents()
+        tool = Tool.from_function(weather_of, name="weather", description="What it is like there.")
+        return system.add_tool(tool)
+
+    monkeypatch.setattr(cli_flags, "LocalBackend", partial(LocalBackend, opens=opens))
+
+
+def test_calls_of_tools_are_told_and_the_answer_rests_on_them(weather):
+    asked = ("ask", "How is Paris?", "--mode", "single", "--temperature", "0", "--enable-tools")
+    result = run_cli(*asked)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"Let me look.\n\n{''.join(CONCLUSION)}\n"
+    assert 'weather is called: {"city": "Paris"}' in result.stderr
+    assert "weather answered: rain in Paris" in result.stderr
+
+
+def test_calls_of_tools_are_in_the_json(weather):
+    asked = ("ask", "How is Paris?", "--mode", "single", "--temperature", "0", "--enable-tools")
+    result = read_result(run_cli(*asked, "--output-json"))
+    assert [(one["name"], one["text"]) for one in result["tool_calls"]] == [
+        ("weather", "rain in Paris")
+    ]
 
 
 def test_model_without_tools_says_so_in_this_process(local):
