@@ -5,13 +5,14 @@ Knows no engine and no HTTP: whatever reasons is handed in with each question.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Protocol
 
 from latentmas_core.context.cited_search import CitedSearch
 from latentmas_core.context.config import ContextConfig
 from latentmas_core.context.conversations.conversations import Conversations, OpenTurn
+from latentmas_core.context.documents.document import Document
 from latentmas_core.context.documents.fetching import Fetcher
 from latentmas_core.context.documents.gathering import gather_documents
 from latentmas_core.context.reading import Reading
@@ -71,7 +72,7 @@ class Answerer:
         for name in names:
             if name != SEARCH_DOCUMENTS:
                 self._tools.get(name)
-            elif not request.documents:
+            elif not request.documents and request.conversation_id is None:
                 raise ConfigError(
                     f"enable_tools has {name!r}, and there are no documents to search. Give some, "
                     "or leave it out.",
@@ -103,18 +104,18 @@ class Answerer:
     async def _run(
         self, reasoning: Reasoning, request: AskRequest, num_agents: int, tenant: str
     ) -> AsyncGenerator[Event, None]:
-        search = await self._search(reasoning, request)
-        asked, turn = request.as_reason(), None
-        room = 0
-        if search is not None or request.conversation_id is not None:
-            room = (await reasoning.reading()).max_shown_tokens(num_agents)
+        asked, turn, search = request.as_reason(), None, None
         async with AsyncExitStack() as stack:
             if request.conversation_id is not None:
-                room //= 2  # the other half is for passages
-                turn = await self._open_turn(stack, reasoning, request, room, tenant)
+                turn = await self._open_turn(stack, reasoning, request, num_agents, tenant)
                 told = {"history": turn.history, "system_prompt": turn.system_prompt}
                 asked = asked.model_copy(update=told)
-            if search is not None:
+            given = await gather_documents(request.documents, self._fetcher)
+            documents = (*(turn.documents if turn else ()), *given)
+            if documents:
+                reading = await reasoning.reading()
+                search = await CitedSearch.over(documents, reading, self._config.documents)
+                room = reading.max_shown_tokens(num_agents) // (1 if turn is None else 2)
                 asked = await _with_passages(search, asked, room)
             tools = self._tools_for(request, search)
             loop = ToolLoop(tools, limits=self._config.tools)
@@ -123,23 +124,18 @@ class Answerer:
             )
             async for event in events:
                 if isinstance(event, AnswerDone):
-                    event = AnswerDone(await _finished(event.result, search, turn))
+                    event = AnswerDone(await _finished(event.result, search, turn, given))
                 yield event
-
-    async def _search(self, reasoning: Reasoning, request: AskRequest) -> CitedSearch | None:
-        if not request.documents:
-            return None
-        documents = await gather_documents(request.documents, self._fetcher)
-        return await CitedSearch.over(documents, await reasoning.reading(), self._config.documents)
 
     async def _open_turn(
         self,
         stack: AsyncExitStack,
         reasoning: Reasoning,
         request: AskRequest,
-        max_tokens: int,
+        num_agents: int,
         tenant: str,
     ) -> OpenTurn:
+        """Its history takes half of the room at most; the other half is for passages."""
         assert self._conversations is not None, "check lets no conversation through without a store"
         reading = await reasoning.reading()
         return await stack.enter_async_context(
@@ -148,7 +144,7 @@ class Answerer:
                 request.conversation_id,
                 request.question,
                 system_prompt=request.system_prompt,
-                max_history_tokens=max_tokens,
+                max_history_tokens=reading.max_shown_tokens(num_agents) // 2,
                 count_tokens=reading.num_tokens,
             )
         )
@@ -172,8 +168,13 @@ async def _with_passages(
     return asked.model_copy(update={"preamble": preamble or None})
 
 
-async def _finished(result: Result, search: CitedSearch | None, turn: OpenTurn | None) -> Result:
-    """The result with what it rests on, stored where it is a turn."""
+async def _finished(
+    result: Result,
+    search: CitedSearch | None,
+    turn: OpenTurn | None,
+    documents: Sequence[Document],
+) -> Result:
+    """The result with what it rests on, stored where it is a turn, with its ``documents``."""
     citations = () if search is None else search.citations
     if turn is None:
         return result.model_copy(update={"citations": citations})
@@ -183,6 +184,7 @@ async def _finished(result: Result, search: CitedSearch | None, turn: OpenTurn |
     await turn.finish(
         result,
         messages=messages_of(result.tool_calls),
+        documents=documents,
         citations=[citation.model_dump(mode="json") for citation in citations],
     )
     return result

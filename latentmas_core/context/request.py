@@ -15,7 +15,8 @@ class AskRequest(ReasonRequest):
     """A ReasonRequest and its context.
 
     ``documents`` are searched for passages that are shown with the question: texts, or addresses
-    of the web. They belong to this request alone. ``conversation_id`` goes on with a conversation
+    of the web. They belong to this request, and to the later ones of its conversation if it
+    has one. ``conversation_id`` goes on with a conversation
     that is kept, or begins one of that name; what was said in it stands in the place of
     ``history``. ``enable_tools``: true for all tools of the
     service, or the names of some; agents call them, and the answer comes when they are done.

@@ -46,6 +46,20 @@ def test_calls_of_tools_are_told_again(config: ConversationsConfig) -> None:
     assert "<tool_response>\n42\n</tool_response>" in engine.prompts_of("judger")[-1]
 
 
+def test_documents_of_a_turn_are_found_by_the_later_ones_of_that_conversation_alone(
+    config: ConversationsConfig,
+) -> None:
+    engine = SpeakingEngine("In September.", "Later.", "Who knows?")
+    pears = {"name": "orchard", "text": "Pears are picked in September."}
+    with open_system(engine, config) as system:
+        system.run("When are pears picked?", conversation_id="talk", documents=[pears])
+        later = system.run("And pears of Kent?", conversation_id="talk")
+        elsewhere = system.run("When are pears picked?", conversation_id="other")
+    assert [citation.document for citation in later.citations] == ["orchard"]
+    assert "> Pears are picked" in engine.prompts_of("judger")[1]
+    assert elsewhere.citations == ()
+
+
 def test_answer_that_is_given_up_leaves_the_conversation_as_it_was(
     config: ConversationsConfig,
 ) -> None:

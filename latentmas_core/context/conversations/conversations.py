@@ -17,6 +17,7 @@ from latentmas_core.context.conversations.records import Turn, TurnMetadata
 from latentmas_core.context.conversations.store import ConversationStore
 from latentmas_core.context.conversations.tickets import Ticket
 from latentmas_core.context.conversations.turn_queue import TurnQueue
+from latentmas_core.context.documents.document import Document
 from latentmas_core.result import Result
 
 
@@ -25,6 +26,7 @@ class OpenTurn:
 
     ``history`` is what was said before, as far as it fits; ``num_left_out`` counts the turns that
     do not. ``system_prompt`` is the one given for this turn, else the conversation's own.
+    ``documents`` are those of the turns before; of one name the last one.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class OpenTurn:
         history: tuple[ChatMessage, ...],
         num_left_out: int,
         system_prompt: str | None,
+        documents: tuple[Document, ...],
         clock: Callable[[], float],
     ) -> None:
         self.history = history
         self.num_left_out = num_left_out
         self.system_prompt = system_prompt
+        self.documents = documents
         self._store = store
         self._ticket = ticket
         self._question = question
@@ -56,9 +60,11 @@ class OpenTurn:
         result: Result,
         *,
         messages: Sequence[ChatMessage] = (),
+        documents: Sequence[Document] = (),
         citations: Sequence[dict[str, Any]] = (),
     ) -> Turn:
-        """Store the turn. ``messages``: calls of tools before the answer, and what tools answered.
+        """Store the turn. ``messages``: calls of tools before the answer, and what tools answered;
+        ``documents``: those that came with it.
 
         After a StoreError it may be called again: a turn is stored once. ConflictError: the claim
         was lost meanwhile, and nothing is stored.
@@ -67,6 +73,7 @@ class OpenTurn:
             id=self._id,
             question=self._question,
             messages=tuple(messages),
+            documents=tuple(documents),
             answer=result.final_answer,
             metadata=TurnMetadata(
                 result_id=result.id,
@@ -128,5 +135,11 @@ class Conversations:
                 history=fitted.messages,
                 num_left_out=fitted.num_left_out + num_unread,
                 system_prompt=told,
+                documents=_documents_of(latest.turns),
                 clock=self._clock,
             )
+
+
+def _documents_of(turns: Sequence[Turn]) -> tuple[Document, ...]:
+    by_name = {document.name: document for turn in turns for document in turn.documents}
+    return tuple(by_name.values())

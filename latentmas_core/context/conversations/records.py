@@ -4,6 +4,7 @@ from typing import Literal
 
 from latentmas_core.chat import AnyText, ChatMessage, JsonObject
 from latentmas_core.config import FrozenModel
+from latentmas_core.context.documents.document import Document
 from latentmas_core.request import Mode, Question
 from latentmas_core.result import Usage
 
@@ -21,13 +22,15 @@ class TurnMetadata(FrozenModel):
 class Turn(FrozenModel):
     """A question and its answer, always both.
 
-    ``messages`` stand between them: calls of tools and what the tools answered. ``created_at``:
-    when the answer was there, in seconds since 1970.
+    ``messages`` stand between them: calls of tools and what the tools answered. ``documents`` came
+    with the question; later ones find them, too. ``created_at``: when the answer was there, in
+    seconds since 1970.
     """
 
     id: str
     question: Question
     messages: tuple[ChatMessage, ...] = ()
+    documents: tuple[Document, ...] = ()
     answer: AnyText
     metadata: TurnMetadata
     created_at: float
