@@ -109,6 +109,13 @@ class Missing:
 Measurement = Comparison | Missing
 
 
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Between the values beside it; not a number where there is none."""
+    if len(values) < 2:
+        return values[0] if values else float("nan")
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
 def interleave(num_rounds: int, sides: Mapping[str, Callable[[int], T]]) -> dict[str, list[T]]:
     """What every side returned in each round; every second round goes the other way.
 

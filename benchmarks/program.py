@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.machine import busy_core_s, describe_commit, describe_versions
 from benchmarks.measure import Comparison, Measurement, Missing
@@ -70,8 +70,15 @@ def model_to_load(options: argparse.Namespace) -> Iterator[str]:
         yield folder
 
 
+class Working(Protocol):
+    """Processes of ours, with the seconds that cores have worked for them."""
+
+    @property
+    def core_s(self) -> float: ...
+
+
 def with_foreign_cores(
-    measure: Callable[[], list[Measurement]], workers: Callable[[], Sequence[Worker]]
+    measure: Callable[[], list[Measurement]], workers: Callable[[], Sequence[Working]]
 ) -> list[Measurement]:
     """What ``measure`` finds, with the load that other programs made meanwhile."""
     started_s, foreign_s = time.perf_counter(), busy_core_s() - _own_core_s(workers())
@@ -83,7 +90,7 @@ def with_foreign_cores(
     ]
 
 
-def _own_core_s(workers: Sequence[Worker]) -> float:
+def _own_core_s(workers: Sequence[Working]) -> float:
     """Of this process, of workers that ended, and of those that are open."""
     return sum(os.times()[:4]) + sum(worker.core_s for worker in workers)
 

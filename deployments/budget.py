@@ -72,6 +72,11 @@ class TransferBudget:
     def num_parcels(self) -> int:
         return sum(account.num_parcels for account in self._accounts)
 
+    @property
+    def num_runs(self) -> int:
+        """Those that are in."""
+        return len(self._accounts)
+
     @asynccontextmanager
     async def run(self, *, max_wait_s: float | None = None) -> AsyncIterator[RunAccount]:
         """An account for a run, once there is room; EngineError if that takes too long."""

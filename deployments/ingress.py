@@ -99,8 +99,13 @@ def build_http_app(
 
     @app.get("/v1/stats")
     async def stats() -> dict[str, Any]:
-        """What each replica of each group holds and has done, and what is on its way between."""
-        return {"groups": await reasoner.stats(), "transfer": reasoner.transfer()}
+        """What each replica of each group holds and has done, what is on its way between, and how
+        many requests this ingress has now, this one among them."""
+        return {
+            "groups": await reasoner.stats(),
+            "transfer": reasoner.transfer(),
+            "requests": {"num_ongoing": access.limits.num_ongoing},
+        }
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -232,6 +232,7 @@ class Reasoner:
         return {
             "num_bytes": budget.num_bytes,
             "num_parcels": budget.num_parcels,
+            "num_runs": budget.num_runs,
             "max_bytes": budget.max_bytes,
         }
 

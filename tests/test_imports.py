@@ -55,7 +55,7 @@ def test_only_its_own_programs_reach_the_service_through_the_serving_benchmarks(
         for path in (ROOT / "benchmarks").rglob("*.py")
         if room_of(path) == "benchmarks" and "benchmarks.serving" in path.read_text()
     }
-    assert users == {"handoff.py", "serve_load.py"}
+    assert users == {"connections.py", "handoff.py", "serve_load.py"}
 
 
 @pytest.mark.parametrize("room", FORBIDDEN)

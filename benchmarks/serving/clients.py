@@ -1,13 +1,14 @@
 """Clients of a service over HTTP: one that asks, and many in a closed loop. Knows no Ray."""
 
 import asyncio
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import httpx
+
+from benchmarks.measure import percentile
 
 
 class Answered(NamedTuple):
@@ -37,9 +38,7 @@ class LoadRun:
         return self.num_answers / self.duration_s
 
     def percentile_s(self, percent: int) -> float:
-        if len(self.latencies_s) < 2:
-            return self.latencies_s[0] if self.latencies_s else float("nan")
-        return statistics.quantiles(self.latencies_s, n=100, method="inclusive")[percent - 1]
+        return percentile(self.latencies_s, percent)
 
     def as_dict(self) -> dict[str, Any]:
         percentiles = {f"p{percent}_s": self.percentile_s(percent) for percent in (50, 90, 99)}

@@ -20,10 +20,15 @@ import ray
 from ray import serve
 from ray.serve import Application
 
+from deployments.proxy import ENVIRONMENT
 from deployments.transport import GroupHandle
+
+os.environ.update(ENVIRONMENT)  # for the proxies, which start later
 
 HOST = "127.0.0.1"
 REQUEST_TIMEOUT_S = 1200
+# As in serve_config.yaml: one line per request, ours.
+LOGGING = {"encoding": "JSON", "enable_access_log": False}
 
 
 class ServeCluster:
@@ -46,7 +51,9 @@ class ServeCluster:
     ) -> Iterator[GroupHandle]:
         """An application while it runs; yields the handle of its ingress."""
         try:
-            yield serve.run(application, name=name, route_prefix=route_prefix)
+            yield serve.run(
+                application, name=name, route_prefix=route_prefix, logging_config=LOGGING
+            )
         finally:
             self._note_all()  # soon its processes are gone
             serve.delete(name)

@@ -197,6 +197,7 @@ async def test_stats_are_handed_on(client):
     assert (await client.get("/v1/stats")).json() == {
         "groups": {"thinkers": [{"num_running": 0}]},
         "transfer": {"num_bytes": 0, "num_parcels": 0, "max_bytes": 100},
+        "requests": {"num_ongoing": 1},
     }
 
 

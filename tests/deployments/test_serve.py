@@ -7,6 +7,8 @@ import httpx
 import psutil
 import pytest
 
+from benchmarks.measure import Missing
+from benchmarks.serving.connection_measures import Sizes, crowd_at, measured
 from tests.deployments.service import events_of
 from tests.factories import make_tiny_model
 
@@ -205,6 +207,15 @@ async def test_forty_of_fifty_are_answered_while_ten_leave_and_nothing_is_left(s
     assert all(response.json()["final_answer"] for response in responses[:40])
     service.wait_until_idle()
     assert service.total("num_tokens_total") - before < len(leaving) * ENDLESS["max_tokens"] / 2
+
+
+def test_crowd_that_comes_twice_is_answered_and_leaves_nothing_behind(service):
+    sizes = Sizes(num_clients=30, seconds=2.0, warm_up_s=0.5, quiet_s=0.5)
+    crowded = crowd_at(service.url, sizes)
+    assert not [one for one in measured(crowded, sizes) if isinstance(one, Missing)]
+    assert all(counts.keys() == {"200"} for counts in crowded.run.num_by_kind.values())
+    assert len(crowded.run.num_by_kind) == 5
+    assert {name.split()[0] for name in crowded.after} >= {"Ingress", "thinkers", "deciders"}
 
 
 def test_expert_that_fails_is_done_without_where_that_is_asked_for(service):

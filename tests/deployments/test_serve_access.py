@@ -12,6 +12,8 @@ import pytest
 import ray
 from ray import serve
 
+from benchmarks.serving.connection_measures import left_over_of
+from benchmarks.serving.crowd import run_crowd
 from deployments.api.keys import digest_of
 from deployments.app import build_app
 from deployments.args import AppArgs
@@ -29,6 +31,8 @@ pytestmark = [pytest.mark.serve, pytest.mark.slow]
 QUESTION = "Which colour has the unicorn in the cellar?"
 BODY_TIMEOUT_S = 1.0
 MAX_PER_MINUTE = 3
+MAX_ONGOING = 8
+MAX_QUEUED = 4
 
 
 class Guarded(Service):
@@ -68,6 +72,8 @@ def service(serve_port, tmp_path_factory):
             "kv_cache_bytes": 2**24,
         },
         "latent_steps": 2,
+        "max_ongoing_requests": MAX_ONGOING,
+        "max_queued_requests": MAX_QUEUED,
         "groups": [
             {"name": "thinkers", "agents": ["planner", "critic"]},
             {"name": "deciders", "agents": ["refiner", "judger"]},
@@ -310,6 +316,19 @@ def test_more_than_a_key_may_ask_is_429_and_says_when_to_come_back(service):
     assert responses[-1].status_code == 429
     assert responses[-1].json()["error"]["code"] == "rate_limit_exceeded"
     assert 0 < int(responses[-1].headers["retry-after"]) <= 60
+
+
+def test_crowd_beyond_all_limits_is_told_when_to_come_back_and_leaves_nothing(service):
+    def crowd(key, num_clients, seconds):
+        headers = {"authorization": f"Bearer {key}"}
+        return run_crowd(service.url, num_clients=num_clients, seconds=seconds, headers=headers)
+
+    crowds = [crowd(BOB, MAX_PER_MINUTE + 2, 0.5), crowd(ALICE, 40, 2.0)]
+    assert [one.problems for one in crowds] == [{}, {}]
+    of_bob, of_alice = ({reply.status for reply in one.replies} for one in crowds)
+    assert 429 in of_bob, "more than the key may ask"
+    assert of_alice == {200, 503}, "more than the ingress takes at a time"
+    assert left_over_of(service._http) == {}
 
 
 def test_body_that_drips_is_cut(service):
