@@ -1,4 +1,5 @@
-"""What Serve's proxy answers by itself, in the one shape of errors; what clients may not tell it.
+"""What Serve's proxy answers by itself, in the one shape of errors; what clients may not tell it;
+and how fast a crowd comes in.
 
 It runs in the proxies, where Ray was started with the environment in ``ENVIRONMENT``. Knows nothing
 of applications.
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.errors import INTERNAL, INTERNAL_MESSAGE, ErrorKind, error_response
+from deployments.turnstile import Turnstile
 
 logger = logging.getLogger("ray.serve")
 
@@ -20,6 +22,8 @@ ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy:m
 
 # What Serve answers about itself: for probes, which look at the status alone.
 SERVES_OWN_PATHS = "/-/"
+# Probes among them: they neither wait for others nor keep them waiting.
+PROBING = frozenset({"GET", "HEAD"})
 REQUEST_ID = b"x-request-id"
 # Serve would let any client put off its time limits, keep a run going that nobody waits for, or
 # name a model that it then looks for in vain.
@@ -69,6 +73,7 @@ class OneShape:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._turnstile = Turnstile()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,6 +83,8 @@ class OneShape:
         if scope["path"].startswith(SERVES_OWN_PATHS):
             await self._app(scope, receive, send)
             return
+        if scope["method"] not in PROBING:
+            await self._turnstile.pass_through()
         answer = _Answer(scope, receive, send)
         try:
             await self._app(scope, receive, answer.send)

@@ -1,5 +1,6 @@
 """What Serve's proxy says by itself, as clients see it; without Serve."""
 
+import asyncio
 import json
 
 import pytest
@@ -128,6 +129,24 @@ async def test_application_sees_the_cleaned_headers():
 
     await asked(app, headers=[(b"x-request-id", b"\xff"), (b"accept", b"*/*")])
     assert seen == [(b"accept", b"*/*")]
+
+
+async def test_reading_does_not_wait_for_a_crowd_that_asks():
+    at_the_service = []
+
+    async def app(scope, receive, send):
+        at_the_service.append(scope["method"])
+        await says(200)(scope, receive, send)
+
+    async def send(message):
+        return
+
+    around = OneShape(app)
+    scope = {"type": "http", "path": "/v1/reason", "headers": []}
+    methods = ["POST"] * 5 + ["GET", "HEAD"]
+    await asyncio.gather(*(around(scope | {"method": m}, None, send) for m in methods))
+    assert at_the_service[:3] == ["GET", "HEAD", "POST"]
+    assert at_the_service.count("POST") == 5
 
 
 async def test_what_is_no_http_passes():
