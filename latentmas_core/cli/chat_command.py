@@ -60,6 +60,10 @@ class ChatSession:
                 line = input(PROMPT if self._is_interactive else "")
             except EOFError:
                 break
+            except UnicodeDecodeError:
+                self._output.tell("error: the input is no text in UTF-8.", style="red")
+                self.has_failed = True
+                break
             self._take(line.strip())
 
     def _take(self, line: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 from urllib.parse import urlsplit
 
+import httpx
 import typer
 
 from latentmas_core.cli.backend import Backend
@@ -137,7 +138,6 @@ class AskFlags:
                 "with --endpoint it is the name of an adapter that the service has loaded: "
                 "latentmas adapters load",
             )
-
         if self.session_id is not None:
             with _named("--session-id"):
                 check_id(self.session_id)
@@ -216,18 +216,21 @@ def open_service(endpoint: str, api_key: str | None) -> RemoteBackend:
     key = api_key or os.environ.get(KEY_VARIABLE)
     if key is not None and not (key.isascii() and key.isprintable()):
         raise bad_flag("--api-key", "a key has printable ASCII characters only.")
-    return RemoteBackend(endpoint, api_key=key)
+    try:
+        return RemoteBackend(endpoint, api_key=key)
+    except httpx.InvalidURL as error:
+        raise bad_flag("--endpoint", f"{endpoint!r} is no URL: {error}.") from None
 
 
 def read_question(text: str, flag: str) -> str:
     """``text``, or standard input for ``-``. BadParameter for nothing, and for what is no text."""
-    question = sys.stdin.read().strip() if text == STANDARD_INPUT else text
+    try:
+        question = sys.stdin.read().strip() if text == STANDARD_INPUT else text
+        question.encode()
+    except UnicodeError:
+        raise bad_flag(flag, "the question is no text in UTF-8.") from None
     if not question.strip():
         raise bad_flag(flag, "the question is empty.")
-    try:
-        question.encode()
-    except UnicodeEncodeError:
-        raise bad_flag(flag, "the question is no UTF-8.") from None
     return question
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,8 @@ class Output:
     """``as_json``: standard output gets one JSON value, and no answer as it comes."""
 
     def __init__(self, *, as_json: bool = False) -> None:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # better a wrong character than no answer
         self._as_json = as_json
         self._is_terminal = sys.stdout.isatty()
         self._console = Console(stderr=True, highlight=False)
@@ -39,8 +42,9 @@ class Output:
                 for event in events:
                     view.note(event)
                     if isinstance(event, AnswerDelta) and not self._as_json:
-                        view.stop()
-                        view = PlainView(self.tell)  # what comes later stands under the answer
+                        if isinstance(view, LiveView):
+                            view.stop()
+                            view = PlainView(self.tell)  # what comes later stands below
                         self.answer(event.text)
                     elif isinstance(event, AnswerDone):
                         result = event.result

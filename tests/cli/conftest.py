@@ -31,7 +31,7 @@ from tests.lora.adapters import make_adapter
 SHORT = ("--max-tokens", "4", "--latent-steps", "2", "--temperature", "0")
 
 
-def run_cli(*arguments: str, stdin: str | None = None) -> Result:
+def run_cli(*arguments: str, stdin: str | bytes | None = None) -> Result:
     """The program in this process; standard output and standard error apart."""
     return CliRunner().invoke(build_app(), arguments, input=stdin)
 

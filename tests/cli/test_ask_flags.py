@@ -81,6 +81,16 @@ def test_output_json_can_be_piped_into_a_parser(service):
     assert "planner:" in asked.stderr
 
 
+def test_character_that_the_output_lacks_does_not_cost_the_answer(service, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    service.reasoner.answer = "Zo\u00eb is here."
+    program = [sys.executable, "-m", "latentmas_core.cli", "ask", QUESTION]
+    asked = subprocess.run(
+        [*program, "--endpoint", service.url], capture_output=True, text=True, timeout=60
+    )
+    assert (asked.returncode, asked.stdout) == (0, "Zo? is here.\n")
+
+
 def test_output_json_of_a_failure_leaves_standard_output_empty(place):
     result = place.ask("ask", QUESTION, "--output-json", "--pipeline", "no_such_pipeline")
     assert (result.exit_code, result.stdout) == (1, "")

@@ -28,6 +28,8 @@ ELSEWHERE = "http://127.0.0.1:9"
         (("ask", QUESTION, "--api-key", "lm-x"), "--api-key"),
         (("ask", QUESTION, "--endpoint", "localhost:8000"), "--endpoint"),
         (("ask", QUESTION, "--endpoint", "http://[::1"), "--endpoint"),
+        (("ask", QUESTION, "--endpoint", "http://a\tb"), "--endpoint"),
+        (("ask", QUESTION, "--endpoint", "http://127.0.0.1:99999"), "--endpoint"),
         (("ask", QUESTION, "--endpoint", ELSEWHERE, "--api-key", "k\u00e9y"), "--api-key"),
         (
             ("ask", QUESTION, "--endpoint", ELSEWHERE, "--model", "m", "--pipeline", "parallel"),
@@ -51,6 +53,19 @@ def test_wrong_usage_is_refused_by_name(arguments, named):
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     assert named in result.stderr
+
+
+@pytest.mark.parametrize("command", [("ask", "-"), ("chat", "--prompt", "-")])
+def test_bytes_that_are_no_text_are_no_question(command):
+    result = run_cli(*command, stdin=b"\xff\xfe\x00")
+    assert result.exit_code == 2
+    assert "UTF-8" in result.stderr
+
+
+def test_bytes_that_are_no_text_end_a_chat_with_a_sentence(service):
+    result = run_cli("chat", "--endpoint", service.url, stdin=b"\xff\xfe\n")
+    assert result.exit_code == 1
+    assert "error: the input is no text in UTF-8." in result.stderr
 
 
 def test_service_that_is_not_there_is_a_failure_with_the_remedy():
