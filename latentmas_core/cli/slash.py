@@ -125,6 +125,8 @@ class SlashCommands:
     def _rag(self, rest: str) -> None:
         if rest == OFF:
             self._talk.drop_documents()
+            if self._talk.settings.conversation_id is not None:
+                self._output.tell("What this conversation was given stays with it: /clear")
         elif rest:
             found = read_source(rest)
             if found.notice:

@@ -53,13 +53,15 @@ class AskSettings:
 class Talk:
     """``history`` holds whole turns only: a question whose answer did not come leaves no trace.
 
-    With a ``conversation_id`` the backend keeps what is said, and the history stays empty.
+    With a ``conversation_id`` the backend keeps what is said, and the documents that came with it:
+    the history stays empty, and a document is sent once.
     """
 
     def __init__(self, backend: Backend, settings: AskSettings) -> None:
         self.backend = backend
         self.settings = settings
         self.history: list[ChatMessage] = []
+        self._num_kept = 0  # of the documents
 
     def ask(self, question: str) -> Generator[Event, None, None]:
         """The events of the answer; closing them gives it up. Raises LatentMASError."""
@@ -110,22 +112,27 @@ class Talk:
     def go_on_with(self, conversation_id: str) -> None:
         """Let the backend keep what is said, in this conversation."""
         self.history.clear()
+        self._num_kept = 0
         self.settings = replace(self.settings, conversation_id=conversation_id)
 
     def add_documents(self, documents: tuple[DocumentInput, ...]) -> None:
         self.settings = replace(self.settings, documents=self.settings.documents + documents)
 
     def drop_documents(self) -> None:
+        """Send none any more; what a conversation keeps stays with it."""
+        self._num_kept = 0
         self.settings = replace(self.settings, documents=())
 
     def _remember(self, question: str, answer: str) -> None:
         if self.settings.conversation_id is not None:
+            self._num_kept = len(self.settings.documents)
             return
         self.history.append(ChatMessage(role="user", content=question))
         self.history.append(ChatMessage(role="assistant", content=answer))
 
     def _events(self, question: str) -> Generator[Event, None, None]:
-        fields = {"question": question, **self.settings.fields}
+        new = replace(self.settings, documents=self.settings.documents[self._num_kept :])
+        fields = {"question": question, **new.fields}
         if self.settings.adapter is not None:
             agents = find_pipeline(self.backend, self.settings.pipeline).agents
             fields["adapters"] = dict.fromkeys(agents, self.settings.adapter)

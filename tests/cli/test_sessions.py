@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from latentmas_core import EngineError
 from latentmas_core.cli.local import conversations_config
 from latentmas_core.context.answerer import DEFAULT_TENANT
 from latentmas_core.context.conversations.store import ConversationStore
@@ -46,6 +47,23 @@ def test_what_was_said_before_is_shown_to_the_agents(local, database):
         read_json(run_cli("ask", QUESTION, *flags))["usage"]["prompt_tokens"] for _ in range(2)
     ]
     assert sizes[1] > sizes[0]
+
+
+def test_documents_are_sent_once_and_found_by_later_questions(local, database, tmp_path):
+    (tmp_path / "hours.txt").write_text("The library opens at nine.")
+    flags = ("--session-path", str(database), "--session-id", "talk", "--mode", "single", *SHORT)
+    lines = "When does it open?\nAnd then?\n/clear\nAnd now?\n"
+    rag = ("--rag-docs", str(tmp_path / "hours.txt"))
+    result = run_cli("chat", *flags, *rag, stdin=lines)
+    assert [len(request.documents) for request in local.requests] == [1, 0, 1]
+    assert result.stderr.count("[1] hours.txt, line 1") == 3
+
+
+def test_documents_of_a_question_that_failed_are_sent_again(service):
+    service.reasoner.error, service.reasoner.fails_at = EngineError("it is full."), 0
+    flags = ("--endpoint", service.url, "--session-id", "new", "--rag-docs-json", '"nine"')
+    run_cli("chat", *flags, stdin="One?\nTwo?\n")
+    assert [len(request.documents) for request in service.reasoner.requests] == [1, 1]
 
 
 def test_session_without_a_path_is_kept_with_the_users_data(local, user_data):
