@@ -1,5 +1,6 @@
 """The facade: turns on conversations, told of what was said before, stored as a whole or not."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -126,7 +127,10 @@ class Conversations:
         async with self._queue.turn(tenant, wanted, system_prompt=system_prompt) as entry:
             told = system_prompt if system_prompt is not None else entry.system_prompt
             latest = await self.store.latest(entry.ticket)
-            fitted = fit_history(latest.turns, budget, count_tokens, system_prompt=told)
+            # Counting the tokens of long turns takes a while.
+            fitted = await asyncio.to_thread(
+                fit_history, latest.turns, budget, count_tokens, system_prompt=told
+            )
             num_unread = latest.num_turns - len(latest.turns)
             yield OpenTurn(
                 self.store,

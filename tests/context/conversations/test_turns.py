@@ -2,6 +2,7 @@
 
 import asyncio
 import operator
+import threading
 from contextlib import suppress
 
 import pytest
@@ -65,6 +66,19 @@ async def test_history_keeps_to_the_budget_and_says_what_it_left_out(conversatio
     async with conversations.turn(tenant, "mine", "q3", **options) as turn:
         assert said(turn.history) == ["q2", "a2"]
         assert turn.num_left_out == 2
+
+
+async def test_tokens_of_history_are_counted_beside_the_event_loop(conversations, tenant):
+    counted_in = set()
+
+    def count_tokens(text):
+        counted_in.add(threading.get_ident())
+        return 1
+
+    await take_turn(conversations, tenant, "mine", "q0", "a0")
+    async with conversations.turn(tenant, "mine", "q1", count_tokens=count_tokens):
+        assert counted_in
+        assert threading.get_ident() not in counted_in
 
 
 async def test_no_more_turns_are_read_than_the_config_allows(opened, tenant):
