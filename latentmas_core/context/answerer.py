@@ -4,17 +4,18 @@ searched, tools are run.
 Knows no engine and no HTTP: whatever reasons is handed in with each question.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from latentmas_core.context.cited_search import CitedSearch
 from latentmas_core.context.config import ContextConfig
 from latentmas_core.context.conversations.conversations import Conversations, OpenTurn
+from latentmas_core.context.deadline import Deadline
 from latentmas_core.context.documents.document import Document
 from latentmas_core.context.documents.fetching import Fetcher
 from latentmas_core.context.documents.gathering import gather_documents
+from latentmas_core.context.documents.threads import DocumentThreads
 from latentmas_core.context.reading import Reading
 from latentmas_core.context.request import AskRequest
 from latentmas_core.context.tools import (
@@ -48,10 +49,21 @@ class Reasoning(Protocol):
         ...
 
 
-class Answerer:
-    """Serves any number of questions at the same time; it holds nothing between them.
+class _Prepared(NamedTuple):
+    """A question as agents are asked it, what its answer will rest on, and the documents that came
+    with it."""
 
-    Without ``conversations`` none are kept.
+    asked: ReasonRequest
+    search: CitedSearch | None
+    turn: OpenTurn | None
+    given: tuple[Document, ...]
+
+
+class Answerer:
+    """Serves any number of questions at the same time; it holds nothing of them between.
+
+    ``timeout_s`` of a request is for all of it: its documents, its turn, all rounds. Without
+    ``conversations`` none are kept.
     """
 
     def __init__(
@@ -63,7 +75,8 @@ class Answerer:
         self._config = config
         self._tools = tools
         self._conversations = conversations
-        self._fetcher = Fetcher(config.documents.fetching)
+        self._threads = DocumentThreads()
+        self._fetcher = Fetcher(config.documents.fetching, threads=self._threads)
 
     def check(self, request: AskRequest) -> None:
         """Raise NotFoundError for a tool that does not exist here, ConfigError for the one that
@@ -104,19 +117,13 @@ class Answerer:
     async def _run(
         self, reasoning: Reasoning, request: AskRequest, num_agents: int, tenant: str
     ) -> AsyncGenerator[Event, None]:
-        asked, turn, search = request.as_reason(), None, None
+        deadline = Deadline(request.timeout_s)
         async with AsyncExitStack() as stack:
-            if request.conversation_id is not None:
-                turn = await self._open_turn(stack, reasoning, request, num_agents, tenant)
-                told = {"history": turn.history, "system_prompt": turn.system_prompt}
-                asked = asked.model_copy(update=told)
-            given = await gather_documents(request.documents, self._fetcher)
-            documents = (*(turn.documents if turn else ()), *given)
-            if documents:
-                reading = await reasoning.reading()
-                search = await CitedSearch.over(documents, reading, self._config.documents)
-                room = reading.max_shown_tokens(num_agents) // (1 if turn is None else 2)
-                asked = await _with_passages(search, asked, room)
+            async with deadline.kept():
+                asked, search, turn, given = await self._prepared(
+                    stack, reasoning, request, num_agents, tenant
+                )
+            asked = asked.model_copy(update={"timeout_s": deadline.remaining_s()})
             tools = self._tools_for(request, search)
             loop = ToolLoop(tools, limits=self._config.tools)
             events = await stack.enter_async_context(
@@ -126,6 +133,46 @@ class Answerer:
                 if isinstance(event, AnswerDone):
                     event = AnswerDone(await _finished(event.result, search, turn, given))
                 yield event
+
+    async def _prepared(
+        self,
+        stack: AsyncExitStack,
+        reasoning: Reasoning,
+        request: AskRequest,
+        num_agents: int,
+        tenant: str,
+    ) -> _Prepared:
+        """What the agents are asked. The turn, if it is one, ends with ``stack``."""
+        asked, turn, search = request.as_reason(), None, None
+        if request.conversation_id is not None:
+            turn = await self._open_turn(stack, reasoning, request, num_agents, tenant)
+            told = {"history": turn.history, "system_prompt": turn.system_prompt}
+            asked = asked.model_copy(update=told)
+        config = self._config.documents
+        kept = turn.documents if turn else ()
+        given = await gather_documents(
+            request.documents,
+            self._fetcher,
+            max_chars=config.max_chars,
+            first_number=len(kept) + 1,
+        )
+        new_names = {document.name for document in given}
+        documents = (*(one for one in kept if one.name not in new_names), *given)
+        if documents:
+            reading = await reasoning.reading()
+            search = await self._threads.run(CitedSearch, documents, reading, config)
+            room = reading.max_shown_tokens(num_agents) // (1 if turn is None else 2)
+            asked = await self._with_passages(search, asked, room)
+        return _Prepared(asked, search, turn, given)
+
+    async def _with_passages(
+        self, search: CitedSearch, asked: ReasonRequest, max_tokens: int
+    ) -> ReasonRequest:
+        passages = await self._threads.run(
+            search.preamble_to, asked.question, max_tokens=max_tokens
+        )
+        preamble = f"{passages}{asked.preamble or ''}"
+        return asked.model_copy(update={"preamble": preamble or None})
 
     async def _open_turn(
         self,
@@ -158,14 +205,6 @@ class Answerer:
         return ToolRegistry(
             tool for tool in (*self._tools, *finder) if asked is True or tool.name in asked
         )
-
-
-async def _with_passages(
-    search: CitedSearch, asked: ReasonRequest, max_tokens: int
-) -> ReasonRequest:
-    passages = await asyncio.to_thread(search.preamble_to, asked.question, max_tokens=max_tokens)
-    preamble = f"{passages}{asked.preamble or ''}"
-    return asked.model_copy(update={"preamble": preamble or None})
 
 
 async def _finished(

@@ -1,6 +1,5 @@
 """Looks passages up for one question, and keeps which the answer may rest on."""
 
-import asyncio
 import threading
 from collections.abc import Sequence
 
@@ -29,13 +28,6 @@ class CitedSearch:
         )
         self._lock = threading.Lock()
         self._citations: dict[tuple[str, int, str], Citation] = {}
-
-    @classmethod
-    async def over(
-        cls, documents: Sequence[Document], reading: Reading, config: DocumentsConfig
-    ) -> "CitedSearch":
-        """One that is ready, made without holding up the event loop."""
-        return await asyncio.to_thread(cls, documents, reading, config)
 
     @property
     def citations(self) -> tuple[Citation, ...]:

@@ -11,13 +11,14 @@ from latentmas_core.context.tools.loop import ToolLimits
 class DocumentsConfig(FrozenModel):
     """How documents of a request are had and searched.
 
-    The question is shown with ``max_passages`` at most, and with no more than ``max_tokens`` of
-    them, less where the model's positions are fewer. ``finds_by_meaning``: where the extra
-    ``dense`` is installed; else words alone decide.
+    Those of one request have ``max_chars`` together. The question is shown with ``max_passages`` at
+    most, and with no more than ``max_tokens`` of them, less where the model's positions are fewer.
+    ``finds_by_meaning``: where the extra ``dense`` is installed; else words alone decide.
     """
 
     fetching: FetchPolicy = FetchPolicy()
     library: LibraryOptions = LibraryOptions()
+    max_chars: int = Field(default=5_000_000, ge=1)
     max_passages: int = Field(default=4, ge=1, le=32)
     max_tokens: int = Field(default=2048, ge=64)
     finds_by_meaning: bool = True

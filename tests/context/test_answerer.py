@@ -1,5 +1,6 @@
 """Questions with documents and tools, over a reasoner that answers from a script."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -10,7 +11,7 @@ from latentmas_core.context.config import ContextConfig, DocumentsConfig
 from latentmas_core.context.reading import Reading
 from latentmas_core.context.request import AskRequest
 from latentmas_core.context.tools import shipped_tools
-from latentmas_core.errors import ConfigError, NotFoundError
+from latentmas_core.errors import ConfigError, DeadlineError, NotFoundError
 from latentmas_core.events import AnswerDone, Event, ToolFinished
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
@@ -47,6 +48,14 @@ class Reasoner:
 
     async def reading(self) -> Reading:
         return self._reading
+
+
+class MuteReasoner(Reasoner):
+    """Never says how its model reads."""
+
+    async def reading(self) -> Reading:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
 
 
 def answerer() -> Answerer:
@@ -163,6 +172,21 @@ async def test_private_address_is_not_fetched() -> None:
     with pytest.raises(ConfigError, match=r"127\.0\.0\.1"):
         await run(reasoner, documents=[{"url": "http://127.0.0.1/secret"}])
     assert reasoner.ask.requests == []
+
+
+async def test_preparing_a_question_counts_for_its_time() -> None:
+    reasoner = MuteReasoner()
+    with pytest.raises(DeadlineError, match=r"timeout_s is 0\.01"):
+        await run(reasoner, documents=[PEARS], timeout_s=0.01)
+    assert reasoner.ask.requests == []
+
+
+async def test_agents_get_the_time_that_preparing_left() -> None:
+    reasoner = Reasoner("?")
+    await run(reasoner, documents=[PEARS], timeout_s=60.0)
+    timeout_s = reasoner.ask.requests[0].timeout_s
+    assert timeout_s is not None
+    assert 0.0 < timeout_s < 60.0
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from latentmas_core.context.documents.pinned import (
     system_resolver,
 )
 from latentmas_core.context.documents.readers import Format, ReadLimits, read_bytes, too_large
+from latentmas_core.context.documents.threads import DocumentThreads
 from latentmas_core.context.documents.urls import WebAddress, parsed_url, shown
 from latentmas_core.errors import DocumentError
 
@@ -67,8 +68,10 @@ class Fetcher:
         *,
         resolver: Resolver = system_resolver,
         network: httpcore.AsyncNetworkBackend | None = None,
+        threads: DocumentThreads | None = None,
     ) -> None:
         self._policy = policy
+        self._threads = threads or DocumentThreads()
         self._limits = limits or ReadLimits(max_bytes=policy.max_bytes)
         self._backend = PinnedBackend(resolver, policy.allowed_networks, network)
 
@@ -85,7 +88,7 @@ class Fetcher:
             raise _failed(
                 url, f"took longer than timeout_s ({self._policy.timeout_s:g})", "Try later"
             ) from None
-        return await asyncio.to_thread(self._read, address, response)
+        return await self._threads.run(self._read, address, response)
 
     async def _follow(self, url: str) -> tuple[WebAddress, _Response]:
         current = url
@@ -95,7 +98,7 @@ class Fetcher:
             response = await self._get(address)
             if response.location is None:
                 return address, response
-            current = urljoin(str(address), response.location)
+            current = _joined(address, response.location)
         limit = self._policy.max_redirects
         raise _failed(url, f"redirects more than max_redirects ({limit})", "Use its last address")
 
@@ -182,6 +185,13 @@ class Fetcher:
         name = path.rstrip("/").rpartition("/")[2].strip() or address.host
         document = read_bytes(content, name, self._limits, written_in=written_in)
         return document.model_copy(update={"url": str(address)})
+
+
+def _joined(address: WebAddress, location: str) -> str:
+    try:
+        return urljoin(str(address), location)
+    except ValueError:  # what a server writes there may be no address
+        raise _failed(str(address), "redirects to what is no address", "Correct it") from None
 
 
 def _failed(url: str, what: str, remedy: str) -> DocumentError:

@@ -198,7 +198,7 @@ async def test_documents_are_gathered_in_the_order_of_the_request() -> None:
         InlineDocument(text="inline"),
         InlineDocument(name="named", text="own"),
     ]
-    documents = await gather_documents(inputs, fetcher_of(network))
+    documents = await gather_documents(inputs, fetcher_of(network), max_chars=100)
     assert [(document.name, document.text) for document in documents] == [
         ("document 1", "plain"),
         ("a.txt", "fetched"),
@@ -210,4 +210,17 @@ async def test_documents_are_gathered_in_the_order_of_the_request() -> None:
 async def test_one_document_that_cannot_be_had_fails_them_all() -> None:
     inputs = ["plain", LinkedDocument(url="file:///etc/passwd")]
     with pytest.raises(DocumentError, match="only http and https"):
-        await gather_documents(inputs, fetcher_of(Network()))
+        await gather_documents(inputs, fetcher_of(Network()), max_chars=100)
+
+
+async def test_documents_that_are_too_long_together_are_not_all_fetched() -> None:
+    network = Network(*[response(b"x" * 60)] * 9)
+    inputs = ["y" * 30, *(LinkedDocument(url=f"http://{HOST}/{n}.txt") for n in range(9))]
+    with pytest.raises(DocumentError, match=r"makes 150 characters .* max_chars \(100\)"):
+        await gather_documents(inputs, fetcher_of(network), max_chars=100)
+    assert len(network.connected) < 9
+
+
+async def test_redirect_to_what_is_no_address_is_refused() -> None:
+    with pytest.raises(DocumentError, match="redirects to what is no address"):
+        await fetcher_of(Network(redirect("http://["))).fetch(f"http://{HOST}/a.txt")
