@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from latentmas_core.context.config import ContextConfig, DocumentsConfig
 from latentmas_core.context.conversations.config import ConversationsConfig
 from latentmas_core.errors import ConfigError
 from latentmas_core.events import AnswerDelta
@@ -72,6 +73,27 @@ def test_answer_that_is_given_up_leaves_the_conversation_as_it_was(
         system.run("Third?", conversation_id="talk")
     assert "Second?" not in engine.prompts_of("judger")[-1]
     assert "One." in engine.prompts_of("judger")[-1]
+
+
+def test_documents_of_several_turns_are_all_found_and_a_newer_one_stands_for_its_name(
+    config: ConversationsConfig,
+) -> None:
+    words_alone = ContextConfig(documents=DocumentsConfig(finds_by_meaning=False))
+    engine = SpeakingEngine("One.", "Two.", "Three.")
+    with LatentMASSystem.from_engine(
+        engine, latent_steps=1, context=words_alone, conversations=config
+    ) as system:
+        system.add_default_agents()
+        ripe = {"name": "ripe", "text": "Pears are picked in May."}
+        system.run("Pears?", conversation_id="talk", documents=["Pears are green.", ripe])
+        system.run("Pears?", conversation_id="talk", documents=["Pears are sweet."])
+        ripe = ripe | {"text": "Pears are picked in September."}
+        last = system.run("Pears?", conversation_id="talk", documents=[ripe])
+    assert {citation.text for citation in last.citations} == {
+        "Pears are green.",
+        "Pears are sweet.",
+        "Pears are picked in September.",
+    }
 
 
 def test_turns_from_several_event_loops_come_one_after_the_other(
