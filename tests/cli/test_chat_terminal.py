@@ -17,9 +17,11 @@ QUESTION = "What is the capital of France?"
 def used_local_terminal(tiny_llama, tmp_path_factory) -> Iterator[Terminal]:
     with pytest.MonkeyPatch.context() as environ:
         environ.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("user")))
-        with chat("--model", str(tiny_llama), *SHORT) as terminal:
+        with Terminal("-m", "tests.cli.gated_chat", str(tiny_llama), *SHORT) as terminal:
             terminal.read_to_prompt()
             yield terminal
+            terminal.press("d")
+            assert terminal.exit_status() == 0  # the program checks that nothing is left
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +180,9 @@ def test_sessions_of_a_service_are_listed(remote_terminal):
 
 
 def test_sessions_of_this_process_are_listed(local_terminal):
-    assert "No conversation is kept." in local_terminal.say("/sessions")
+    local_terminal.say("/sessions mine")
+    local_terminal.say(QUESTION)
+    assert f"* mine: {QUESTION} (1 turns)" in local_terminal.say("/sessions")
 
 
 def test_unknown_command_is_refused_with_a_hint(terminal):
@@ -214,21 +218,17 @@ def test_ctrl_c_in_an_answer_ends_it_at_the_service_and_keeps_the_talk_whole(
     assert (request.question, request.history) == (QUESTION, ())
 
 
-def test_ctrl_c_in_an_answer_of_this_process_frees_everything(tiny_llama, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    with Terminal("-m", "tests.cli.gated_chat", str(tiny_llama)) as terminal:
-        terminal.read_to_prompt()
-        for place in ("/clear", "/sessions kept"):  # in memory, then in a database
-            terminal.say(place)
-            terminal.child.sendline("A question whose answer takes long")
-            terminal.wait_for("HELD")
-            terminal.press("c")
-            assert "given up" in terminal.read_to_prompt()
-            assert "judger says" in terminal.say(QUESTION)
-            messages = saved(terminal, tmp_path / "talk.json")
-            assert [one["content"] for one in messages[::2]] == [QUESTION]
-        terminal.press("d")
-        assert terminal.exit_status() == 0  # the program checks that no memory is left
+@pytest.mark.parametrize("place", ["/clear", "/sessions interrupted"])
+def test_ctrl_c_in_an_answer_of_this_process_keeps_the_talk_whole(local_terminal, tmp_path, place):
+    """In memory, and in a database."""
+    local_terminal.say(place)
+    local_terminal.child.sendline("A question whose answer takes long")
+    local_terminal.wait_for("HELD")
+    local_terminal.press("c")
+    assert "given up" in local_terminal.read_to_prompt()
+    assert "latent:" in local_terminal.say(QUESTION)
+    messages = saved(local_terminal, tmp_path / "talk.json")
+    assert [one["content"] for one in messages[::2]] == [QUESTION]
 
 
 @pytest.mark.parametrize(("key", "status"), [("d", 0), ("c", 130)])
