@@ -25,7 +25,7 @@ from latentmas_core.context.tools import (
     document_search_tool,
 )
 from latentmas_core.context.tools.messages import messages_of
-from latentmas_core.errors import ConfigError
+from latentmas_core.errors import ConfigError, NotFoundError
 from latentmas_core.events import AnswerDone, Event
 from latentmas_core.request import ReasonRequest
 from latentmas_core.result import Result
@@ -83,9 +83,14 @@ class Answerer:
         searches documents where there are none, and for a conversation where none are kept."""
         names = () if isinstance(request.enable_tools, bool) else request.enable_tools
         for name in names:
-            if name != SEARCH_DOCUMENTS:
-                self._tools.get(name)
-            elif not request.documents and request.conversation_id is None:
+            if name not in (SEARCH_DOCUMENTS, *self._tools.names):
+                raise NotFoundError(
+                    f"enable_tools has {name!r}, which does not exist here. Known: "
+                    f"{', '.join(self._tools.names)}.",
+                    param="enable_tools",
+                )
+            has_documents = request.documents or request.conversation_id is not None
+            if name == SEARCH_DOCUMENTS and not has_documents:
                 raise ConfigError(
                     f"enable_tools has {name!r}, and there are no documents to search. Give some, "
                     "or leave it out.",
