@@ -6,7 +6,6 @@ python -m benchmarks.routing --questions FILE --wrong
 
 import argparse
 import json
-import math
 import statistics
 import time
 from collections import Counter
@@ -14,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.quality.significance import wilson
 from latentmas_core.routing.classifier import Classification, classify
 from latentmas_core.routing.domains import Domain
 
 QUESTIONS = Path(__file__).parent.parent / "tests" / "routing" / "routing_questions.jsonl"
-Z_95 = 1.96  # of a two-sided interval of 95 %
 
 
 class Labelled(NamedTuple):
@@ -42,11 +41,6 @@ class Answer(NamedTuple):
         return set(self.found.domains) == set(wanted)
 
 
-class Interval(NamedTuple):
-    low: float
-    high: float
-
-
 def read_questions(path: Path) -> list[Labelled]:
     """One JSON object per line: ``question`` and ``domains``."""
     lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
@@ -62,15 +56,6 @@ def _ask(labelled: Labelled) -> Answer:
     began_at = time.perf_counter()
     found = classify(labelled.question)
     return Answer(labelled, found, time.perf_counter() - began_at)
-
-
-def wilson(num_right: int, num_all: int) -> Interval:
-    """The interval of 95 % for a share (E. B. Wilson, 1927)."""
-    share, squared = num_right / num_all, Z_95 * Z_95
-    middle = share + squared / (2 * num_all)
-    width = Z_95 * math.sqrt(share * (1 - share) / num_all + squared / (4 * num_all**2))
-    scale = 1 + squared / num_all
-    return Interval((middle - width) / scale, (middle + width) / scale)
 
 
 def report_lines(answers: Sequence[Answer]) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""How right, how long and how expensive the answers of each method are, on the same questions."""

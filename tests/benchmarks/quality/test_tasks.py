@@ -1,0 +1,121 @@
+"""Questions from files and from a seed, and that no prompt gives its answer away."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.quality.grading import Kind
+from benchmarks.quality.tasks import (
+    DATA_FOLDER,
+    Question,
+    check_no_leak,
+    load_questions,
+    question_of,
+)
+from latentmas_core.errors import ConfigError
+
+GSM8K_ROW = {"question": "What is 9 * 2?", "answer": "It is 9*2=<<9*2=18>>18.\n#### 18"}
+MEDQA_ROW = {"id": 7, "question": "Which one?", "options": {"A": "x", "B": "y"}, "answer": "B"}
+ARC_ROW = {
+    "id": "Mercury_1",
+    "question": "Which one?",
+    "choices": {"text": ["x", "y"], "label": ["A", "B"]},
+    "answerKey": "B",
+}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def load(path: Path, *, n: int, seed: int = 0) -> list[Question]:
+    return load_questions(str(path), num_questions=n, seed=seed, data=path.parent)
+
+
+def test_a_row_of_gsm8k_asks_for_a_number() -> None:
+    question = question_of(GSM8K_ROW, task="gsm8k", index=3)
+    assert (question.id, question.gold, question.kind) == ("3", "18", Kind.NUMBER)
+    assert question.prompt.startswith("What is 9 * 2?\n")
+
+
+@pytest.mark.parametrize("row", [MEDQA_ROW, ARC_ROW, MEDQA_ROW | {"options": ["x", "y"]}])
+def test_a_row_with_options_lists_them_and_asks_for_a_letter(row: dict[str, Any]) -> None:
+    question = question_of(row, task="medqa", index=0)
+    assert (question.gold, question.kind) == ("B", Kind.LETTER)
+    assert "A. x\nB. y\n" in question.prompt
+
+
+def test_a_row_with_words_for_an_answer_asks_for_them() -> None:
+    row = {"question": "Capital of France?", "answer": "Paris"}
+    assert question_of(row, task="mine", index=0).kind is Kind.TEXT
+
+
+@pytest.mark.parametrize(
+    ("row", "other"),
+    [
+        (GSM8K_ROW, "Quite another way.\n#### 99"),
+        (MEDQA_ROW, "A"),
+        ({"question": "Capital of France?", "answer": "Paris"}, "London"),
+    ],
+)
+def test_a_prompt_does_not_depend_on_the_gold_answer(row: dict[str, Any], other: str) -> None:
+    asked = question_of(row, task="t", index=0)
+    asked_otherwise = question_of(row | {"answer": other}, task="t", index=0)
+    assert asked.gold != asked_otherwise.gold
+    assert asked.prompt == asked_otherwise.prompt
+
+
+@pytest.mark.parametrize("leak", ["#### 18", "The answer is 18.", "\\boxed{18}", "Answer: 18"])
+def test_a_prompt_that_states_its_answer_is_refused(tmp_path: Path, leak: str) -> None:
+    path = write_rows(tmp_path / "t.jsonl", [{"question": f"9 * 2? {leak}", "answer": "18"}])
+    with pytest.raises(ConfigError, match="states its own answer"):
+        load(path, n=1)
+
+
+def test_a_prompt_may_hold_the_gold_number_as_one_of_its_quantities() -> None:
+    prompt = "Of 18 eggs half are eaten and 9 laid. How many are there?"
+    check_no_leak(Question("1", prompt, "18", Kind.NUMBER), task="t")
+
+
+def test_a_seed_draws_the_same_questions_again_and_none_twice(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(40)]
+    path = write_rows(tmp_path / "t.jsonl", rows)
+    drawn = load(path, n=10)
+    assert drawn == load(path, n=10)
+    assert drawn != load(path, n=10, seed=1)
+    assert len({question.id for question in drawn}) == 10
+
+
+def test_what_cannot_be_read_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Known are gsm8k"):
+        load(tmp_path / "missing.jsonl", n=1)
+    with pytest.raises(ConfigError, match="has 1 questions"):
+        load(write_rows(tmp_path / "one.jsonl", [GSM8K_ROW]), n=2)
+    with pytest.raises(ConfigError, match="needs question and answer"):
+        load(write_rows(tmp_path / "bad.jsonl", [{"prompt": "?"}]), n=1)
+    (tmp_path / "text.jsonl").write_text("no JSON\n")
+    with pytest.raises(ConfigError, match="is no JSONL"):
+        load(tmp_path / "text.jsonl", n=1)
+
+
+def test_reasoning_gym_makes_the_same_questions_from_a_seed() -> None:
+    pytest.importorskip("reasoning_gym", reason="needs the extra quality")
+    made = [
+        load_questions("reasoning-gym:chain_sum", num_questions=5, seed=seed, data=DATA_FOLDER)
+        for seed in (0, 0, 1)
+    ]
+    assert made[0] == made[1] != made[2]
+    assert all(question.kind is Kind.NUMBER for question in made[0])
+    with pytest.raises(ConfigError, match="has no task 'nothing'"):
+        load_questions("reasoning-gym:nothing", num_questions=1, seed=0, data=DATA_FOLDER)
+
+
+@pytest.mark.parametrize("task", ["gsm8k", "medqa"])
+def test_the_data_that_lies_beside_the_project_is_read(task: str) -> None:
+    if not DATA_FOLDER.is_dir():
+        pytest.skip("there is no folder with data beside the project")
+    questions = load_questions(task, num_questions=100, seed=0, data=DATA_FOLDER)
+    assert len({question.prompt for question in questions}) == 100
