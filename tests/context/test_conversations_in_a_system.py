@@ -1,6 +1,7 @@
 """Conversations of a whole system: what was said is told again, and only what was answered."""
 
 import asyncio
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -61,16 +62,16 @@ def test_documents_of_a_turn_are_found_by_the_later_ones_of_that_conversation_al
     assert elsewhere.citations == ()
 
 
-def test_answer_that_is_given_up_leaves_the_conversation_as_it_was(
+async def test_answer_that_is_given_up_leaves_the_conversation_as_it_was(
     config: ConversationsConfig,
 ) -> None:
     engine = SpeakingEngine("One.", "Two.", "Three.")
     with open_system(engine, config) as system:
-        system.run("First?", conversation_id="talk")
-        events = system.stream("Second?", conversation_id="talk")
-        assert any(isinstance(event, AnswerDelta) for event in events)
-        events.close()
-        system.run("Third?", conversation_id="talk")
+        await system.arun("First?", conversation_id="talk")
+        async with aclosing(system.astream("Second?", conversation_id="talk")) as events:
+            while not isinstance(await anext(events), AnswerDelta):
+                pass
+        await system.arun("Third?", conversation_id="talk")
     assert "Second?" not in engine.prompts_of("judger")[-1]
     assert "One." in engine.prompts_of("judger")[-1]
 
