@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import httpx
@@ -19,12 +20,12 @@ _ERROR_MESSAGE = 'data: {"error"'
 
 
 class Ask(NamedTuple):
-    """One request; its client hangs up behind the first message if it ``leaves``."""
+    """One request; its client hangs up behind so many messages of its stream, if that is set."""
 
     kind: str
     path: str
     body: Mapping[str, Any]
-    leaves: bool = False
+    leaves_behind: int | None = None
 
 
 class Reply(NamedTuple):
@@ -77,7 +78,8 @@ def _shown(status: int | None) -> str:
 
 def asks_of(client: int) -> Iterator[Ask]:
     """What a client asks, without end: each kind in turn, every client beginning with another."""
-    makers = (_whole, _streamed, _chat, _streamed_chat, _leaving)
+    leaves_behind = 1 + 3 * (client % 10)  # some as soon as it begins, some within the answer
+    makers = (_whole, _streamed, _chat, _streamed_chat, partial(_leaving, leaves_behind))
     for index in itertools.count():
         question = f"What is {client} plus {index}?"
         yield makers[(client + index) % len(makers)](question)
@@ -95,10 +97,10 @@ def _streamed(question: str) -> Ask:
     return Ask("streamed", "/v1/reason", _fields(question) | {"latent_steps": 2, "stream": True})
 
 
-def _leaving(question: str) -> Ask:
+def _leaving(leaves_behind: int, question: str) -> Ask:
     """Would write for long, were anybody there to read it."""
     endless = {"latent_steps": 2, "max_tokens": 512, "ignore_eos": True, "stream": True}
-    return Ask("leaves", "/v1/reason", _fields(question) | endless, leaves=True)
+    return Ask("leaves", "/v1/reason", _fields(question) | endless, leaves_behind)
 
 
 def _chat(question: str) -> Ask:
@@ -194,10 +196,12 @@ async def _read(response: httpx.Response, ask: Ask) -> str | None:
     if "event-stream" not in response.headers.get("content-type", ""):
         await response.aread()
         return None
+    num_messages = 0
     async for line in response.aiter_lines():
         if line.startswith(_ERROR_MESSAGE):
             error = json.loads(line.removeprefix("data: "))["error"]
             return f"stream ended with {error['code']}: {error['message']}"
-        if ask.leaves and line.startswith("data: "):
+        num_messages += line.startswith("data: ")
+        if num_messages == ask.leaves_behind:
             return None
-    return "stream ended before its client left" if ask.leaves else None
+    return None if ask.leaves_behind is None else "stream ended before its client left"

@@ -61,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _stream(self) -> bytes:
         if self.server.ends_streams_with_error:
             return b'data: {"error": {"code": "unavailable", "message": "lost."}}\n\n'
-        return b'data: {"text": "8"}\n\n'
+        return b'data: {"text": "8"}\n\n' * 30
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
@@ -139,7 +139,9 @@ def test_every_client_asks_every_kind_and_no_question_twice() -> None:
     assert all({ask.kind for ask in asked[i : i + 5]} == KINDS for i in range(0, 1000, 5))
     assert {ask.kind for ask in asked[::5]} == KINDS, "all begin with the same"
     assert len({(ask.kind, str(ask.body)) for ask in asked}) == len(asked)
-    assert [ask.kind for ask in asked if ask.leaves] == ["leaves"] * 200
+    leaving = [ask for ask in asked if ask.leaves_behind is not None]
+    assert [ask.kind for ask in leaving] == ["leaves"] * 200
+    assert {ask.leaves_behind for ask in leaving} == set(range(1, 29, 3))
 
 
 def test_each_client_keeps_a_connection_until_it_hangs_up(service: FakeService) -> None:
