@@ -25,6 +25,7 @@ from benchmarks.quality.runner import plan, run_batches
 from benchmarks.quality.summary import summarize
 from benchmarks.quality.tasks import DATA_FOLDER, load_questions
 from latentmas_core.errors import LatentMASError
+from latentmas_core.validation import validated
 
 RUNS = Path("runs") / "quality"
 TITLE = "Quality of the methods"
@@ -84,7 +85,7 @@ def _names(text: str) -> list[str]:
 
 
 def _measure(options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    limits = Limits(**{name: getattr(options, name) for name in Limits.model_fields})
+    limits = validated(Limits, {name: getattr(options, name) for name in Limits.model_fields})
     for method in options.methods:
         request_options(method, limits)
     tasks = {

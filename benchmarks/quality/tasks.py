@@ -5,7 +5,8 @@ A prompt is built from the question alone: the builders never see the gold answe
 
 import json
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ class Question(NamedTuple):
     kind: Kind
 
 
+LETTERS = "ABCDEFGHIJ"
 # The file of each in the data folder.
 NAMED_TASKS = {"gsm8k": "gsm8k_dev.jsonl", "medqa": "medqa_dev.jsonl", "arc": "arc_dev.jsonl"}
 
@@ -48,6 +50,7 @@ def load_questions(task: str, *, num_questions: int, seed: int, data: Path) -> l
     else:
         rows = _drawn(_read_rows(_path_of(task, data), task), num_questions, seed, task)
     questions = [question_of(row, task=task, index=index) for index, row in rows]
+    _check_ids(questions, task)
     for question in questions:
         check_no_leak(question, task=task)
     return questions
@@ -59,17 +62,18 @@ def question_of(row: Mapping[str, Any], *, task: str, index: int) -> Question:
     ``options`` are a mapping of letters to words, a list of words, or ARC's ``choices``.
     """
     try:
-        text, answer = str(row["question"]).strip(), row.get("answer", row.get("answerKey"))
-        options = _options_of(row)
+        text, options = str(row["question"]).strip(), _options_of(row)
+        answer = row["answer"] if "answer" in row else row["answerKey"]
         kind = Kind(row["kind"]) if "kind" in row else _kind_of(answer, options)
+        gold = _letter_of(answer, options) if options else _gold_of(answer, kind)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"question {index} of task {task!r} cannot be read ({error!r}). It needs question and "
             f"answer, may have options and a kind of {', '.join(Kind)}.",
             param="tasks",
         ) from None
-    gold = _gold_of(answer, kind)
-    return Question(str(row.get("id", index)), prompt_of(text, options, kind), gold, kind)
+    listed = {letter: words for letter, (_, words) in zip(LETTERS, options, strict=False)}
+    return Question(str(row.get("id", index)), prompt_of(text, listed, kind), gold, kind)
 
 
 def prompt_of(question: str, options: Mapping[str, str], kind: Kind) -> str:
@@ -86,6 +90,16 @@ def check_no_leak(question: Question, *, task: str) -> None:
         raise ConfigError(
             f"question {question.id!r} of task {task!r} states its own answer, {question.gold!r}. "
             "Take it out of the question.",
+            param="tasks",
+        )
+
+
+def _check_ids(questions: Sequence[Question], task: str) -> None:
+    """An answer is kept under its question's id."""
+    name, count = Counter(question.id for question in questions).most_common(1)[0]
+    if count > 1:
+        raise ConfigError(
+            f"{count} questions of task {task!r} have the id {name!r}. Give each one of its own.",
             param="tasks",
         )
 
@@ -124,16 +138,24 @@ def _drawn(
     return [(index, rows[index]) for index in chosen]
 
 
-def _options_of(row: Mapping[str, Any]) -> dict[str, str]:
-    options = row.get("options", row.get("choices", {}))
-    if isinstance(options, Mapping) and "label" in options:  # as ARC has them
-        return dict(zip(options["label"], options["text"], strict=True))
-    if isinstance(options, Mapping):
-        return {str(letter): str(words) for letter, words in options.items()}
-    return {"ABCDEFGHIJ"[index]: str(words) for index, words in enumerate(options)}
+def _options_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Labels of the file and words; what is shown are the letters from A on, in this order."""
+    options = row.get("options", row.get("choices", []))
+    if isinstance(options, Mapping) and "label" in options:  # as ARC has them, some with 1 to 4
+        options = dict(zip(options["label"], options["text"], strict=True))
+    elif not isinstance(options, Mapping):
+        options = dict(zip(LETTERS[: len(options)], options, strict=True))
+    if len(options) > len(LETTERS):
+        raise ValueError(f"{len(options)} options; at most {len(LETTERS)} have letters")
+    return [(str(label), str(words)) for label, words in options.items()]
 
 
-def _kind_of(answer: object, options: Mapping[str, str]) -> Kind:
+def _letter_of(answer: object, options: Sequence[tuple[str, str]]) -> str:
+    labels = [label for label, _ in options]
+    return LETTERS[labels.index(str(answer).strip())]
+
+
+def _kind_of(answer: object, options: Sequence[tuple[str, str]]) -> Kind:
     if options:
         return Kind.LETTER
     try:

@@ -138,6 +138,19 @@ def test_compare_prints_the_comparison_or_says_what_is_wrong(
     assert "is no folder of a run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--temperature", "9", "temperature"), ("--methods", "guess", "method 'guess'")],
+)
+def test_options_that_cannot_be_meant_are_a_sentence(
+    option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--tasks", "gsm8k", "--run", str(tmp_path / "run"), option, value]
+    assert main(run) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_command_asks_a_model_and_ends_in_a_report(
     tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

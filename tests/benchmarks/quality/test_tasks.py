@@ -48,6 +48,23 @@ def test_a_row_with_options_lists_them_and_asks_for_a_letter(row: dict[str, Any]
     assert "A. x\nB. y\n" in question.prompt
 
 
+def test_options_that_are_numbered_become_letters() -> None:
+    row = ARC_ROW | {"choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}
+    question = question_of(row, task="arc", index=0)
+    assert question.gold == "B"
+    assert "A. x\nB. y\n" in question.prompt
+
+
+def test_an_answer_that_is_none_of_the_options_is_refused() -> None:
+    with pytest.raises(ConfigError, match="question 0 of task 'medqa' cannot be read"):
+        question_of(MEDQA_ROW | {"answer": "E"}, task="medqa", index=0)
+
+
+def test_two_questions_of_one_id_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="have the id '7'"):
+        load(write_rows(tmp_path / "t.jsonl", [MEDQA_ROW, MEDQA_ROW]), n=2)
+
+
 def test_a_row_with_words_for_an_answer_asks_for_them() -> None:
     row = {"question": "Capital of France?", "answer": "Paris"}
     assert question_of(row, task="mine", index=0).kind is Kind.TEXT
@@ -96,6 +113,8 @@ def test_what_cannot_be_read_is_refused_with_the_remedy(tmp_path: Path) -> None:
         load(write_rows(tmp_path / "one.jsonl", [GSM8K_ROW]), n=2)
     with pytest.raises(ConfigError, match="needs question and answer"):
         load(write_rows(tmp_path / "bad.jsonl", [{"prompt": "?"}]), n=1)
+    with pytest.raises(ConfigError, match="needs question and answer"):
+        load(write_rows(tmp_path / "open.jsonl", [{"question": "?"}]), n=1)
     (tmp_path / "text.jsonl").write_text("no JSON\n")
     with pytest.raises(ConfigError, match="is no JSONL"):
         load(tmp_path / "text.jsonl", n=1)
