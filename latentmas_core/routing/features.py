@@ -45,7 +45,7 @@ _MATH = (
     ("a percentage", 1.5, r"\d\s?%"),
     ("money", 1.0, r"[$€£]\s?\d|\d\s?(?:dollars|euros|cents)\b"),
     ("two numbers", 1.0, r"\d[^\d]+\d"),
-    ("three numbers", 1.0, r"\d[^\d]+\d[\d.,]*[^\d.,]+\d"),
+    ("three numbers", 1.0, r"\d[^\d]+\d[\d.,]{0,20}[^\d.,]+\d"),
     (
         "a quantity",
         1.0,
