@@ -9,9 +9,10 @@ from pydantic import create_model
 
 from deployments.api.streaming import describe
 from latentmas_core.config import FrozenModel, JsonBool
+from latentmas_core.context.request import AskRequest
 from latentmas_core.errors import ConfigError, LatentMASError
 from latentmas_core.events import AnswerDone, Event
-from latentmas_core.request import Question, ReasonRequest
+from latentmas_core.request import Question
 from latentmas_core.result import Result
 from latentmas_core.validation import validated
 
@@ -28,7 +29,7 @@ else:
         __base__=FrozenModel,
         **{
             name: (field.annotation, field)
-            for name, field in ReasonRequest.model_fields.items()
+            for name, field in AskRequest.model_fields.items()
             if name != "question"
         },
     )
@@ -43,10 +44,10 @@ class JobInput(_JobOptions):
     prompt: Question
     stream: JsonBool = False
 
-    def as_request(self) -> ReasonRequest:
+    def as_request(self) -> AskRequest:
         """ConfigError for fields that contradict each other."""
         options = self.model_dump(exclude={"prompt", "stream"}, exclude_unset=True)
-        return validated(ReasonRequest, {"question": self.prompt, **options})
+        return validated(AskRequest, {"question": self.prompt, **options})
 
 
 def read_input(value: Any) -> JobInput:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from latentmas_core.context.documents.document import InlineDocument
 from latentmas_core.errors import ContextLengthError, DeadlineError, EngineError
 from latentmas_core.request import Mode
 from tests.deployments.fake_reasoner import ANSWER
@@ -29,6 +30,14 @@ async def test_every_field_reaches_the_reasoner(client, reasoner):
     (request,) = reasoner.requests
     assert (request.question, request.mode) == ("Why?", Mode.TEXT)
     assert request.model_dump(mode="json", include=set(fields)) == fields
+
+
+async def test_documents_and_tools_of_a_job_reach_the_reasoner(client, reasoner):
+    pears = {"name": "pears", "text": "Picked in September."}
+    await run(client, documents=[pears, "Green."], enable_tools=["calculator"])
+    (request,) = reasoner.requests
+    assert request.documents == (InlineDocument(**pears), "Green.")
+    assert request.enable_tools == ("calculator",)
 
 
 async def test_streamed_job_has_every_event_in_its_output(client):

@@ -120,6 +120,12 @@ async def test_job_gives_out_its_result_alone(platform):
     assert (output["pipeline"], output["usage"]["latent_steps"]) == ("hierarchical", 3 * 5)
 
 
+async def test_job_with_documents_says_what_its_answer_rests_on(platform):
+    result = await platform.run({"prompt": PROMPT, "documents": ["Pneumonia: amoxicillin."]})
+    (output,) = result["output"]
+    assert [citation["document"] for citation in output["citations"]] == ["document 1"]
+
+
 async def test_streamed_job_gives_out_every_event_and_their_sum(platform):
     result = await platform.run({"prompt": PROMPT, "pipeline": "auto", "stream": True})
     assert result["output"] == platform.streamed
@@ -133,6 +139,11 @@ async def test_wrong_input_fails_the_job(platform, job_input):
     assert list(result) == ["error"]
     assert "prompt" in result["error"]
     assert platform.streamed == []
+
+
+async def test_conversation_is_refused(platform):
+    result = await platform.run({"prompt": PROMPT, "conversation_id": "talk"})
+    assert "no conversations are kept here" in result["error"]
 
 
 async def test_failure_that_nobody_expected_tells_the_client_nothing(platform, system, monkeypatch):
