@@ -114,23 +114,36 @@ class Reasoner:
 
     def _begin(self, request: ReasonRequest, *, is_streamed: bool) -> AsyncGenerator[Event, None]:
         if not isinstance(request, AskRequest):
-            return self._run(request, is_streamed=is_streamed)
+            return self._measured(request, self._run(request, is_streamed=is_streamed))
         # One time for all rounds.
         timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
         request = request.model_copy(update={"timeout_s": timeout_s})
         runs = _Runs(self, is_streamed)
-        return self._answerer.run(runs, request, tenant=current_caller().tenant)
+        events = self._answerer.run(runs, request, tenant=current_caller().tenant)
+        return self._measured(request, events)
+
+    async def _measured(
+        self, request: ReasonRequest, events: AsyncGenerator[Event, None]
+    ) -> AsyncGenerator[Event, None]:
+        """One request for the metrics and the log, of however many rounds."""
+        route = self._route(request)  # no metrics of pipelines that do not exist
+        with self._metrics.run(route.request) as metrics:
+            async with aclosing(events):
+                async for event in events:
+                    metrics.note(event)
+                    if isinstance(event, AnswerDone):
+                        note(**event.result.usage.model_dump())
+                    yield event
 
     async def _run(
         self, request: ReasonRequest, *, is_streamed: bool
     ) -> AsyncGenerator[Event, None]:
-        route = self._route(request)  # no metrics of pipelines that do not exist
+        route = self._route(request)
         request = route.request
         timeout_s = min(request.timeout_s or self._max_timeout_s, self._max_timeout_s)
         ends_at = time.monotonic() + timeout_s
         run_id = new_run_id()
         async with AsyncExitStack() as stack:
-            metrics = stack.enter_context(self._metrics.run(request))
             spans = stack.enter_context(run_spans(self._tracing, request, run_id))
             async with _within(timeout_s):
                 chosen, adapters = await self._prepare(route)
@@ -149,9 +162,6 @@ class Reasoner:
             events = executor.run(chosen, request, run_id=run_id, routing=route.decision)
             async with aclosing(events):
                 async for event in events:
-                    if isinstance(event, AnswerDone):
-                        note(**event.result.usage.model_dump())
-                    metrics.note(event)
                     spans.note(event)
                     yield event
 
