@@ -7,6 +7,9 @@ from latentmas_core.context.documents.fetching import FetchPolicy
 from latentmas_core.context.documents.library import LibraryOptions
 from latentmas_core.context.tools.loop import ToolLimits
 
+# A vector takes some 50 to 90 ms of a core, and nobody's limits count them.
+MAX_EMBEDDED_CHUNKS = 100
+
 
 class DocumentsConfig(FrozenModel):
     """How documents of a request are had and searched.
@@ -17,7 +20,7 @@ class DocumentsConfig(FrozenModel):
     """
 
     fetching: FetchPolicy = FetchPolicy()
-    library: LibraryOptions = LibraryOptions()
+    library: LibraryOptions = LibraryOptions(max_embedded_chunks=MAX_EMBEDDED_CHUNKS)
     max_chars: int = Field(default=5_000_000, ge=1)
     max_passages: int = Field(default=4, ge=1, le=32)
     max_tokens: int = Field(default=2048, ge=64)
