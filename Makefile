@@ -34,12 +34,12 @@ ask: $(INSTALLED) ## ask the running service: make ask Q="What is the capital of
 	|| { echo 'The question is missing. Try: make ask Q="What is the capital of France?"' >&2; exit 2; }
 	@$(BIN)/python -m deployments.ask "$$LATENTMAS_QUESTION"
 
-# Tests without Ray are run two at a time, by threads that do not spin while they wait, which would
-# take the other's core; a cluster has the machine to itself.
+# Tests are run two at a time, by threads that do not spin while they wait, which would take the
+# other's core; those that share a cluster come behind and have the machine to themselves.
 test: check browser postgres ## lint, types and every test that needs no GPU
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "not gpu and not serve" --durations=15 \
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "not gpu and (not serve or own_cluster)" --durations=15 \
 	--numprocesses=2 --dist=loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -q -m "not gpu and serve" --durations=15
+	$(BIN)/python -m pytest -q -m "not gpu and serve and not own_cluster" --durations=15
 
 check: $(INSTALLED) ## lint, format and types
 	$(BIN)/ruff check .

@@ -75,6 +75,7 @@ def test_percentiles_are_those_of_the_rounds() -> None:
 
 
 @pytest.mark.serve
+@pytest.mark.own_cluster
 @pytest.mark.slow
 def test_every_measurement_runs_and_what_arrives_is_what_was_sent() -> None:
     measured = measure_all(TINY, 1, list(MEASUREMENTS))
