@@ -55,8 +55,9 @@ browser: ## a Chromium for the tests of the page, from Debian where that is poss
 	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(BROWSER_PACKAGES); } >/dev/null \
 	|| echo 'Chromium could not be installed: the page will not be tested.' >&2
 
-# Without one the tests of conversations in PostgreSQL are left out, and say so.
-postgres: ## a PostgreSQL server for the tests of conversations, from Debian where that is possible
+# Without one the tests of conversations in PostgreSQL are left out, and say so. It comes behind the
+# browser since apt does one thing at a time.
+postgres: | browser ## a PostgreSQL server for the tests of conversations, from Debian where that is possible
 	@for program in $$(command -v pg_ctl) $(POSTGRES_PROGRAM); do test -x "$$program" && exit 0; done; \
 	if ! command -v apt-get >/dev/null || test "$$(id -u)" != 0; then \
 	echo 'No PostgreSQL was found: conversations in it will not be tested. Install it, on Debian: apt-get install postgresql' >&2; exit 0; fi; \
