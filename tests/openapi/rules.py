@@ -61,6 +61,9 @@ def obey_reason(body: Body) -> None:
     for name in _TIMES:
         if body.get(name) is not None:
             body[name] = max(body[name], MIN_TIME_S)
+    if body.get("conversation_id") is not None:  # what was said is told once
+        for name in ("history", "tool_messages"):
+            body.pop(name, None)
     if body.get("carry") == "latents":
         body["latent_steps"] = max(body.get("latent_steps") or 1, 1)
     for name in ("history", "tool_messages"):
