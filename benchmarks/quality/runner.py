@@ -2,10 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from benchmarks.quality.methods import Limits, request_options
+from benchmarks.quality.energy import Meter
+from benchmarks.quality.methods import Limits, Method, request_options
 from benchmarks.quality.run_folder import AgentRow, AnswerKey, AnswerRow, RunFolder
 from benchmarks.quality.tasks import Question
 from latentmas_core.errors import LatentMASError
@@ -21,61 +24,102 @@ class System(Protocol):
 
 
 class Batch(NamedTuple):
-    """Questions that are asked at the same time by one method."""
+    """Questions that are asked at the same time by one method; ``is_alone``: one, for its time."""
 
     task: str
-    method: str
+    method: Method
     questions: Sequence[Question]
+    is_alone: bool = False
+
+    def without(self, done: set[AnswerKey]) -> "Batch":
+        """What is left of it."""
+        keys = [AnswerKey(self.task, q.id, self.method.name, self.is_alone) for q in self.questions]
+        left = [q for q, key in zip(self.questions, keys, strict=True) if key not in done]
+        return self._replace(questions=left)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Under what limits questions are asked, and who is to know of it.
+
+    ``open_system`` makes what is measured, realigned or not, with ``adapters``, names by agent.
+    ``report_progress`` hears how many answers there are, how many there will be, and what is next.
+    """
+
+    open_system: Callable[[bool], AbstractContextManager[System]]
+    limits: Limits
+    report_progress: Callable[[int, int, str], None]
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    meters: Sequence[Meter] = ()
+
+    def options_of(self, method: Method) -> dict[str, Any]:
+        return request_options(method, self.limits, self.adapters)
 
 
 def plan(
-    tasks: Mapping[str, Sequence[Question]], methods: Sequence[str], *, concurrency: int
+    tasks: Mapping[str, Sequence[Question]],
+    methods: Sequence[Method],
+    *,
+    concurrency: int,
+    num_alone: int = 0,
 ) -> Iterator[Batch]:
-    """All methods take their turn with each few questions, so that none has the quieter hours."""
-    for task, questions in tasks.items():
-        for start in range(0, len(questions), concurrency):
-            for method in methods:
-                yield Batch(task, method, questions[start : start + concurrency])
+    """All methods take their turn with each few questions, so that none has the quieter hours.
 
-
-async def run_batches(
-    system: System,
-    batches: Sequence[Batch],
-    limits: Limits,
-    folder: RunFolder,
-    report_progress: Callable[[int, int], None],
-) -> None:
-    """Ask what the folder has no answer to, and append the answers batch by batch.
-
-    ``report_progress`` hears how many answers there are, and how many there will be.
+    The first ``num_alone`` questions of each task are then asked once more, one at a time. Methods
+    without realignment need an engine of their own and come when the others are done.
     """
+    for is_realigned in (True, False):
+        turns = [method for method in methods if method.realign is is_realigned]
+        for task, questions in tasks.items():
+            for start in range(0, len(questions), concurrency):
+                for method in turns:
+                    yield Batch(task, method, questions[start : start + concurrency])
+            for question in questions[:num_alone]:
+                for method in turns:
+                    yield Batch(task, method, [question], is_alone=True)
+
+
+async def run_batches(batches: Iterable[Batch], asking: Asking, folder: RunFolder) -> None:
+    """Ask what the folder has no answer to, and append the answers batch by batch."""
     done = {row.key for row in folder.answers()}
-    num_all = sum(len(batch.questions) for batch in batches)
-    wanted = [_without(batch, done) for batch in batches]
-    num_done = num_all - sum(len(batch.questions) for batch in wanted)
-    for method in dict.fromkeys(batch.method for batch in wanted if batch.questions):
-        await system.arun(WARM_UP, **request_options(method, limits) | {"max_tokens": 1})
-    for batch in wanted:
-        if batch.questions:
-            folder.append(await _ask(system, batch, limits))
-            num_done += len(batch.questions)
-            report_progress(num_done, num_all)
+    planned = list(batches)
+    left = [batch.without(done) for batch in planned]
+    num_all, num_left = (sum(len(one.questions) for one in lot) for lot in (planned, left))
+    for is_realigned in (True, False):
+        turns = [one for one in left if one.questions and one.method.realign is is_realigned]
+        if not turns:
+            continue
+        with asking.open_system(is_realigned) as system:
+            await _warm_up(system, turns, asking)
+            for batch in turns:
+                asking.report_progress(num_all - num_left, num_all, _title(batch))
+                folder.append(await _ask(system, batch, asking))
+                num_left -= len(batch.questions)
+    asking.report_progress(num_all, num_all, "")
 
 
-def _without(batch: Batch, done: set[AnswerKey]) -> Batch:
-    left = [q for q in batch.questions if AnswerKey(batch.task, q.id, batch.method) not in done]
-    return batch._replace(questions=left)
+async def _warm_up(system: System, batches: Sequence[Batch], asking: Asking) -> None:
+    for method in {batch.method.name: batch.method for batch in batches}.values():
+        await system.arun(WARM_UP, **asking.options_of(method) | {"max_tokens": 1})
 
 
-async def _ask(system: System, batch: Batch, limits: Limits) -> list[AnswerRow]:
-    options = request_options(batch.method, limits)
+def _title(batch: Batch) -> str:
+    return f"{batch.task}, {batch.method.name}{', alone' if batch.is_alone else ''}"
+
+
+async def _ask(system: System, batch: Batch, asking: Asking) -> list[AnswerRow]:
+    options = asking.options_of(batch.method)
+    began_j = [meter.read_j() for meter in asking.meters]
     began_at = time.perf_counter()
     outcomes = await asyncio.gather(
         *(_answer(system, question.prompt, options) for question in batch.questions)
     )
-    batch_s = time.perf_counter() - began_at
+    measured: dict[str, float] = {"batch_s": time.perf_counter() - began_at}
+    if asking.meters:
+        spent = [m.spent_j(since) for m, since in zip(asking.meters, began_j, strict=True)]
+        measured["batch_j"] = sum(spent)
     return [
-        _row(batch, question, outcome, batch_s)
+        _row(batch, question, outcome, measured)
         for question, outcome in zip(batch.questions, outcomes, strict=True)
     ]
 
@@ -91,17 +135,21 @@ async def _answer(
 
 
 def _row(
-    batch: Batch, question: Question, outcome: Result | LatentMASError, batch_s: float
+    batch: Batch,
+    question: Question,
+    outcome: Result | LatentMASError,
+    measured: Mapping[str, float],
 ) -> AnswerRow:
-    asked = {
+    asked: dict[str, Any] = {
         "task": batch.task,
-        "method": batch.method,
+        "method": batch.method.name,
         "question_id": question.id,
         "kind": question.kind,
         "gold": question.gold,
         "prompt": question.prompt,
-        "batch_s": batch_s,
         "batch_size": len(batch.questions),
+        "is_alone": batch.is_alone,
+        **measured,
     }
     if isinstance(outcome, LatentMASError):
         return AnswerRow(**asked, output="", error=f"{type(outcome).__name__}: {outcome.message}")

@@ -1,9 +1,10 @@
 """Figures of a run: per task and method, and of two methods on the same questions."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 from benchmarks.quality.run_folder import AnswerRow
 from benchmarks.quality.significance import Interval, mcnemar_exact, wilson
@@ -14,7 +15,8 @@ class Summary:
     """What one method did on one task; tokens and times are means per question.
 
     ``num_unanswered``: no answer was found in the text; ``num_cut``: it ran into max_tokens.
-    ``time_s`` is the share of the batch, ``latency_s`` holds one time per question.
+    ``time_s`` is the share of the batch, ``latency_s`` holds one time per question beside others,
+    ``alone_s`` one per question that was asked alone; ``energy_j`` is None where nothing told.
     """
 
     task: str
@@ -29,6 +31,8 @@ class Summary:
     latent_steps: float
     time_s: float
     latency_s: tuple[float, ...]
+    alone_s: tuple[float, ...] = ()
+    energy_j: float | None = None
 
     @property
     def accuracy(self) -> float:
@@ -37,6 +41,10 @@ class Summary:
     @property
     def interval(self) -> Interval:
         return wilson(self.num_right, self.num_questions)
+
+    @property
+    def mean_alone_s(self) -> float | None:
+        return _mean_told(self.alone_s)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Paired:
     num_neither: int
     output_ratio: float | None
     time_ratio: float | None
+    alone_ratio: float | None = None
 
     @property
     def num_questions(self) -> int:
@@ -69,29 +78,46 @@ class Paired:
 
 @dataclass(frozen=True)
 class AgentTokens:
-    """Means per question of one agent."""
+    """Means per question of one agent; ``adapter`` is what it really ran on."""
 
     task: str
     method: str
     agent: str
+    adapter: str
     prompt_tokens: float
     output_tokens: float
     latent_steps: float
 
 
+class Key(NamedTuple):
+    task: str
+    method: str
+
+
+def by_key(rows: Iterable[AnswerRow]) -> dict[Key, list[AnswerRow]]:
+    """In the order in which they first came."""
+    groups: dict[Key, list[AnswerRow]] = {}
+    for row in rows:
+        groups.setdefault(Key(row.task, row.method), []).append(row)
+    return groups
+
+
 def summarize(rows: Sequence[AnswerRow]) -> list[Summary]:
     """One per task and method, in the order in which they first came."""
-    return [_summary(group) for group in _groups(rows)]
+    alone = by_key(row for row in rows if row.is_alone)
+    together = by_key(row for row in rows if not row.is_alone)
+    return [_summary(group, alone.get(key, [])) for key, group in together.items()]
 
 
 def pair_methods(rows: Sequence[AnswerRow]) -> list[Paired]:
     """Every two methods of every task that share questions."""
-    groups = _groups(rows)
+    groups = by_key(rows)
     return [
         pair
         for first, second in combinations(groups, 2)
-        if first[0].task == second[0].task
-        for pair in [pair_rows(first, second, names=(first[0].method, second[0].method))]
+        if first.task == second.task
+        for names in [(first.method, second.method)]
+        for pair in [pair_rows(groups[first], groups[second], names=names)]
         if pair is not None
     ]
 
@@ -100,35 +126,28 @@ def pair_rows(
     first: Sequence[AnswerRow], second: Sequence[AnswerRow], *, names: tuple[str, str]
 ) -> Paired | None:
     """Two lots of answers on the same task; None if no question, word for word, is in both."""
-    others = {(row.question_id, row.prompt): row for row in second}
-    pairs = [
-        (row, others[row.question_id, row.prompt])
-        for row in first
-        if (row.question_id, row.prompt) in others
-    ]
+    pairs = _same_questions(first, second, is_alone=False)
     if not pairs:
         return None
     outcomes = [(a.grade.is_correct, b.grade.is_correct) for a, b in pairs]
-    ours, theirs = zip(*pairs, strict=True)
     return Paired(
-        task=ours[0].task,
+        task=first[0].task,
         first=names[0],
         second=names[1],
         num_both=outcomes.count((True, True)),
         num_only_first=outcomes.count((True, False)),
         num_only_second=outcomes.count((False, True)),
         num_neither=outcomes.count((False, False)),
-        output_ratio=_ratio(
-            (r.completion_tokens for r in theirs), (r.completion_tokens for r in ours)
-        ),
-        time_ratio=_ratio((r.time_s for r in theirs), (r.time_s for r in ours)),
+        output_ratio=_ratio(pairs, lambda row: row.completion_tokens),
+        time_ratio=_ratio(pairs, lambda row: row.time_s),
+        alone_ratio=_ratio(_same_questions(first, second, is_alone=True), lambda row: row.time_s),
     )
 
 
 def agent_tokens(rows: Sequence[AnswerRow]) -> list[AgentTokens]:
     """One per task, method and agent, over the questions that were answered."""
     found: list[AgentTokens] = []
-    for group in _groups([row for row in rows if row.error is None]):
+    for group in by_key(row for row in rows if row.error is None and not row.is_alone).values():
         for name in dict.fromkeys(agent.name for row in group for agent in row.agents):
             did = [agent for row in group for agent in row.agents if agent.name == name]
             found.append(
@@ -136,6 +155,7 @@ def agent_tokens(rows: Sequence[AnswerRow]) -> list[AgentTokens]:
                     task=group[0].task,
                     method=group[0].method,
                     agent=name,
+                    adapter=", ".join(dict.fromkeys(agent.adapter for agent in did)),
                     prompt_tokens=_mean(agent.prompt_tokens for agent in did),
                     output_tokens=_mean(agent.completion_tokens for agent in did),
                     latent_steps=_mean(agent.latent_steps for agent in did),
@@ -144,12 +164,18 @@ def agent_tokens(rows: Sequence[AnswerRow]) -> list[AgentTokens]:
     return found
 
 
-def _groups(rows: Sequence[AnswerRow]) -> list[list[AnswerRow]]:
-    keys = dict.fromkeys((row.task, row.method) for row in rows)
-    return [[row for row in rows if (row.task, row.method) == key] for key in keys]
+def _same_questions(
+    first: Sequence[AnswerRow], second: Sequence[AnswerRow], *, is_alone: bool
+) -> list[tuple[AnswerRow, AnswerRow]]:
+    others = {(row.question_id, row.prompt): row for row in second if row.is_alone is is_alone}
+    return [
+        (row, others[row.question_id, row.prompt])
+        for row in first
+        if row.is_alone is is_alone and (row.question_id, row.prompt) in others
+    ]
 
 
-def _summary(rows: Sequence[AnswerRow]) -> Summary:
+def _summary(rows: Sequence[AnswerRow], alone: Sequence[AnswerRow]) -> Summary:
     grades = [row.grade for row in rows]
     return Summary(
         task=rows[0].task,
@@ -164,6 +190,8 @@ def _summary(rows: Sequence[AnswerRow]) -> Summary:
         latent_steps=_mean(row.latent_steps for row in rows),
         time_s=_mean(row.time_s for row in rows),
         latency_s=tuple(row.latency_ms / 1000.0 for row in rows if row.error is None),
+        alone_s=tuple(row.latency_ms / 1000.0 for row in alone if row.error is None),
+        energy_j=_mean_told(row.energy_j for row in rows),
     )
 
 
@@ -171,6 +199,14 @@ def _mean(values: Iterable[float]) -> float:
     return float(statistics.fmean(values))
 
 
-def _ratio(tops: Iterable[float], bottoms: Iterable[float]) -> float | None:
-    bottom = sum(bottoms)
-    return sum(tops) / bottom if bottom else None
+def _mean_told(values: Iterable[float | None]) -> float | None:
+    told = [value for value in values if value is not None]
+    return _mean(told) if told else None
+
+
+def _ratio(
+    pairs: Sequence[tuple[AnswerRow, AnswerRow]], cost: Callable[[AnswerRow], float]
+) -> float | None:
+    """The second ones' sum over the first ones'."""
+    bottom = sum(cost(first) for first, _ in pairs)
+    return sum(cost(second) for _, second in pairs) / bottom if bottom else None

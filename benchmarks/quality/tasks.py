@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 from benchmarks.quality.claims import last_boxed, last_marked
 from benchmarks.quality.grading import Kind, gold_number, grade
+from benchmarks.quality.hub_data import hub_file
 from latentmas_core.errors import ConfigError
 
 GYM_PREFIX = "reasoning-gym:"
+HUB_PREFIX = "hub:"
 DATA_FOLDER = Path(__file__).resolve().parents[3] / "shared" / "data"
 _ASK_FOR = {
     Kind.NUMBER: "Give the final answer as a number in \\boxed{}.",
@@ -38,7 +40,8 @@ NAMED_TASKS = {"gsm8k": "gsm8k_dev.jsonl", "medqa": "medqa_dev.jsonl", "arc": "a
 
 
 def load_questions(task: str, *, num_questions: int, seed: int, data: Path) -> list[Question]:
-    """The same questions for the same seed: of ``reasoning-gym:NAME``, a name, or a JSONL file.
+    """The same questions for the same seed: of ``reasoning-gym:NAME``, a name, or a JSONL file,
+    here or on the hub (``hub:OWNER/NAME/FILE``).
 
     Raises ConfigError for an unknown task, for a file that cannot be read or has too few questions,
     and for a prompt that states its own answer.
@@ -56,6 +59,13 @@ def load_questions(task: str, *, num_questions: int, seed: int, data: Path) -> l
     return questions
 
 
+def task_names(tasks: Sequence[str]) -> dict[str, str]:
+    """What a report calls each: a file by its name alone, unless another one is the same."""
+    names = {task: Path(task).stem if task.endswith(".jsonl") else task for task in tasks}
+    shared = {name for name, count in Counter(names.values()).items() if count > 1}
+    return {task: task if name in shared else name for task, name in names.items()}
+
+
 def question_of(row: Mapping[str, Any], *, task: str, index: int) -> Question:
     """A row of GSM8K, MedQA, ARC, or a user's file (``question``, ``answer``, perhaps ``options``).
 
@@ -63,7 +73,7 @@ def question_of(row: Mapping[str, Any], *, task: str, index: int) -> Question:
     """
     try:
         text, options = str(row["question"]).strip(), _options_of(row)
-        answer = row["answer"] if "answer" in row else row["answerKey"]
+        answer = _answer_of(row, has_options=bool(options))
         kind = Kind(row["kind"]) if "kind" in row else _kind_of(answer, options)
         gold = _letter_of(answer, options) if options else _gold_of(answer, kind)
     except (KeyError, TypeError, ValueError) as error:
@@ -105,12 +115,14 @@ def _check_ids(questions: Sequence[Question], task: str) -> None:
 
 
 def _path_of(task: str, data: Path) -> Path:
+    if task.startswith(HUB_PREFIX):
+        return hub_file(task.removeprefix(HUB_PREFIX))
     path = data / NAMED_TASKS[task] if task in NAMED_TASKS else Path(task)
     if path.is_file():
         return path
     raise ConfigError(
         f"task {task!r} has no file {path}. Known are {', '.join(NAMED_TASKS)} (in --data), "
-        f"{GYM_PREFIX}NAME, and the path of a JSONL file.",
+        f"{GYM_PREFIX}NAME, {HUB_PREFIX}OWNER/NAME/FILE, and the path of a JSONL file.",
         param="tasks",
     )
 
@@ -148,6 +160,13 @@ def _options_of(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     if len(options) > len(LETTERS):
         raise ValueError(f"{len(options)} options; at most {len(LETTERS)} have letters")
     return [(str(label), str(words)) for label, words in options.items()]
+
+
+def _answer_of(row: Mapping[str, Any], *, has_options: bool) -> Any:
+    """Some data sets of MedQA have the words as the answer, and the letter beside it."""
+    if has_options and "answer_idx" in row:
+        return row["answer_idx"]
+    return row["answer"] if "answer" in row else row["answerKey"]
 
 
 def _letter_of(answer: object, options: Sequence[tuple[str, str]]) -> str:

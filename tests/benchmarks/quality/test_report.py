@@ -5,14 +5,18 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-import torch
 
-from benchmarks.quality.__main__ import main, write_report
+from benchmarks.quality.__main__ import main
+from benchmarks.quality.drawing import HEIGHT, LEFT, RIGHT, TOP, WIDTH
 from benchmarks.quality.grading import Kind
+from benchmarks.quality.promises import promises
 from benchmarks.quality.report import compare_tables, markdown
 from benchmarks.quality.run_folder import AgentRow, AnswerRow, RunFolder
+from benchmarks.quality.scaling import curves
 from benchmarks.quality.summary import pair_methods, summarize
+from benchmarks.quality.written_report import write_report
 
+SVG = "{http://www.w3.org/2000/svg}"
 OUTPUT_TOKENS = {"single": 20, "text": 80, "latent": 20}
 # Of five questions; the gold answer of each is 1.
 ANSWERS = {
@@ -27,8 +31,9 @@ CONFIG = {
         "dtype": "float32",
         "concurrency": 1,
         "commit": "abc",
-        "limits": {"max_tokens": 7},
+        "limits": {"max_tokens": 7, "latent_steps": 10},
     },
+    "energy": [],
     "is_modified": False,
     "machine": {"cpu": "a <fine> one", "gpu": None, "num_cores": 2},
     "versions": {"python": "3.11"},
@@ -36,7 +41,13 @@ CONFIG = {
 }
 
 
-def make_rows(answers: dict[str, list[str]] = ANSWERS) -> list[AnswerRow]:
+def output_tokens(method: str) -> int:
+    return OUTPUT_TOKENS[method.partition("+")[0]]
+
+
+def make_rows(
+    answers: dict[str, list[str]] = ANSWERS, *, is_alone: bool = False
+) -> list[AnswerRow]:
     return [
         AnswerRow(
             task="sums",
@@ -49,16 +60,18 @@ def make_rows(answers: dict[str, list[str]] = ANSWERS) -> list[AnswerRow]:
             agents=(
                 AgentRow(
                     name="judger",
+                    adapter="base",
                     prompt_tokens=50,
-                    completion_tokens=OUTPUT_TOKENS[method],
+                    completion_tokens=output_tokens(method),
                     latent_steps=0,
                     text=output,
                 ),
             ),
-            completion_tokens=OUTPUT_TOKENS[method],
-            latency_ms=100.0 * OUTPUT_TOKENS[method],
-            batch_s=OUTPUT_TOKENS[method] / 10,
-            batch_size=2,
+            completion_tokens=output_tokens(method),
+            latency_ms=100.0 * output_tokens(method),
+            batch_s=output_tokens(method) / 10,
+            batch_size=1 if is_alone else 2,
+            is_alone=is_alone,
         )
         for method, outputs in answers.items()
         for index, output in enumerate(outputs)
@@ -98,26 +111,101 @@ def test_a_question_that_only_one_method_was_asked_is_left_out_of_their_comparis
 def test_the_report_says_everything_in_markdown(tmp_path: Path) -> None:
     write_report(make_run(tmp_path))
     report = (tmp_path / "report.md").read_text()
-    assert "| sums | latent | 5 | 4 | 80.0% | 37.6% to 96.4% |" in report
+    assert (
+        "| sums | latent | 5 | 80.0% | 37.6% to 96.4% | 20 | 0.25 | 0 | 1.00 s | 0.25 |" in report
+    )
     assert (
         "| sums | text | latent | 5 | 2 | 1 | 2 | 0 | +20.0 points | 1.000 | 0.25 | 0.25 |"
         in report
     )
-    assert "| sums | text | judger | 50 | 80 | 0 |" in report
+    assert "| sums | text | judger | base | 50 | 80 | 0 |" in report
+    assert "| sums | latent | text | decoded tokens | 0.25 | at most 0.30 | yes |" in report
     assert "Commit abc;" in report
+    assert "Energy: not told by this device." in report
+    plots = re.findall(r"!\[.*?\]\((.*?)\)", report)
+    assert len(plots) == 4
+    for plot in plots:
+        ElementTree.parse(tmp_path / plot)
 
 
-def test_the_page_has_three_sound_plots_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+def plots_of_page(folder: Path) -> list[ElementTree.Element]:
+    page = (folder / "report.html").read_text()
+    return [ElementTree.fromstring(plot) for plot in re.findall(r"<svg.*?</svg>", page)]
+
+
+def marks_of(plot: ElementTree.Element) -> list[tuple[float, float]]:
+    """Where circles stand, those of the legend left out."""
+    circles = plot.findall(f"{SVG}circle")
+    places = [(float(one.attrib["cx"]), float(one.attrib["cy"])) for one in circles]
+    return [(x, y) for x, y in places if y < HEIGHT]
+
+
+def test_the_page_has_sound_plots_and_nothing_from_elsewhere(tmp_path: Path) -> None:
     write_report(make_run(tmp_path))
+    plots = plots_of_page(tmp_path)
+    assert [len(marks_of(plot)) for plot in plots] == [3, 3, 3, 0]
+    assert all(LEFT <= x <= WIDTH - RIGHT and y >= TOP for x, y in marks_of(plots[0]))
     page = (tmp_path / "report.html").read_text()
-    plots = [ElementTree.fromstring(plot) for plot in re.findall(r"<svg.*?</svg>", page)]
-    assert len(plots) == 3
-    assert [len(plot.findall("circle")) for plot in plots] == [3, 3, 0]
     assert "a &lt;fine&gt; one" in page
-    assert "http" not in page
-    for circle in plots[0].findall("circle"):
-        assert 0 < float(circle.attrib["cx"]) < 460
-        assert 0 < float(circle.attrib["cy"]) < 300
+    assert "http" not in page.replace('xmlns="http://www.w3.org/2000/svg"', "")
+
+
+def test_the_plot_puts_the_better_method_higher_and_the_dearer_one_further_right(
+    tmp_path: Path,
+) -> None:
+    write_report(make_run(tmp_path))
+    single, text, latent = marks_of(plots_of_page(tmp_path)[0])
+    assert latent[1] < text[1] < single[1]
+    assert single[0] == latent[0] < text[0]
+
+
+def test_methods_that_differ_in_latent_steps_are_drawn_as_a_curve(tmp_path: Path) -> None:
+    answers = {
+        "text": ["1"] * 5,
+        "latent+latent_steps=20": ["1", "1", "2", "2", "2"],
+        "latent+latent_steps=0": ["2"] * 5,
+        "latent": ["1", "2", "2", "2", "2"],
+        "latent+carry=latents": ["1"] * 5,
+    }
+    (curve,) = curves(summarize(make_rows(answers)), default_steps=10)
+    assert curve.name == "latent"
+    assert [(steps, one.num_right) for steps, one in curve.points] == [(0, 0), (10, 1), (20, 2)]
+    write_report(make_run(tmp_path, answers))
+    plots = plots_of_page(tmp_path)
+    assert [len(marks_of(plot)) for plot in plots[4:]] == [3, 3, 3]
+    heights = [y for _, y in marks_of(plots[4])]
+    assert heights == sorted(heights, reverse=True)
+
+
+def test_times_alone_are_reported_beside_those_at_a_concurrency(tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    folder.append(make_rows({name: ["wrong"] for name in ANSWERS}, is_alone=True))
+    single, text, _ = summarize(folder.answers())
+    assert (text.num_questions, text.num_right, text.time_s) == (5, 3, 4.0)
+    assert (single.alone_s, text.alone_s) == ((2.0,), (8.0,))
+    whats = {one.what: one.ratio for one in promises(folder.answers())}
+    assert whats == {"decoded tokens": 0.25, "time": 0.25, "time alone": 0.25}
+    write_report(folder)
+    assert "| 4.00 s | 1.00 | 8.00 s | 1.00 | not told |" in (tmp_path / "report.md").read_text()
+
+
+def test_a_promise_that_is_not_kept_is_said_to_be_broken() -> None:
+    rows = make_rows({"latent": ["1"], "text": ["1"]})
+    slow = [
+        row.model_copy(update={"batch_s": 100.0}) if row.method == "latent" else row for row in rows
+    ]
+    assert [(one.what, one.is_kept) for one in promises(slow)] == [
+        ("decoded tokens", True),
+        ("time", False),
+    ]
+
+
+def test_latent_agents_on_adapters_are_held_against_text_agents_on_them() -> None:
+    answers = {name: ["1"] for name in ("text", "text+adapters", "latent", "latent+adapters")}
+    against = {one.method: one.against for one in promises(make_rows(answers))}
+    assert against == {"latent": "text", "latent+adapters": "text+adapters"}
+    del answers["text+adapters"]
+    assert {one.against for one in promises(make_rows(answers))} == {"text"}
 
 
 def test_two_runs_are_compared_method_by_method(tmp_path: Path) -> None:
@@ -140,7 +228,13 @@ def test_compare_prints_the_comparison_or_says_what_is_wrong(
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
-    [("--temperature", "9", "temperature"), ("--methods", "guess", "method 'guess'")],
+    [
+        ("--temperature", "9", "temperature"),
+        ("--methods", "guess", "method 'guess'"),
+        ("--methods", "latent+adapters", "needs adapters"),
+        ("--alone", "-1", "alone got -1"),
+        ("--config", "nowhere.yaml", "nowhere.yaml cannot be read"),
+    ],
 )
 def test_options_that_cannot_be_meant_are_a_sentence(
     option: str, value: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -149,31 +243,3 @@ def test_options_that_cannot_be_meant_are_a_sentence(
     assert main(run) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_the_command_asks_a_model_and_ends_in_a_report(
-    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    questions = tmp_path / "sums.jsonl"
-    questions.write_text(
-        '{"question": "1 + 1?", "answer": 2}\n{"question": "2 + 2?", "answer": 4}\n'
-    )
-    command = ["--tasks", str(questions), "--n", "2", "--model", str(tiny_llama), "--device", "cpu"]
-    command += ["--methods", "single,text,latent,latent-embeddings", "--max-tokens", "4"]
-    command += ["--latent-steps", "2", "--threads", str(torch.get_num_threads())]
-    command += ["--run", str(tmp_path / "run")]
-    assert main(command) == 0
-    rows = RunFolder.read(tmp_path / "run").answers()
-    assert len(rows) == 8
-    tokens = {row.method: (len(row.agents), row.latent_steps) for row in rows}
-    assert tokens == {
-        "single": (1, 0),
-        "text": (4, 0),
-        "latent": (4, 6),
-        "latent-embeddings": (4, 6),
-    }
-    assert all(row.error is None for row in rows)
-    assert (tmp_path / "run" / "report.html").exists()
-    assert "8 of 8 answers" in capsys.readouterr().err
-    assert main(command) == 0
-    assert RunFolder.read(tmp_path / "run").answers() == rows

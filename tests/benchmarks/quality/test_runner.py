@@ -1,13 +1,16 @@
 """Every question by every method, once; and a run that was killed goes on where it stopped."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.quality.energy import Meter
 from benchmarks.quality.grading import Kind
-from benchmarks.quality.methods import Limits
+from benchmarks.quality.methods import Limits, Method
 from benchmarks.quality.run_folder import RunFolder
-from benchmarks.quality.runner import WARM_UP, Batch, plan, run_batches
+from benchmarks.quality.runner import WARM_UP, Asking, Batch, plan, run_batches
 from benchmarks.quality.tasks import Question
 from latentmas_core.errors import ConfigError
 from tests.benchmarks.quality.scripted_system import KilledError, ScriptedSystem
@@ -19,16 +22,17 @@ CONFIG = {"settings": {"n": 5, "model": "scripted"}, "commit": "abc"}
 LIMITS = Limits(max_tokens=7, latent_steps=3)
 
 
-def batches(*methods: str) -> list[Batch]:
-    return list(plan({"sums": QUESTIONS}, methods, concurrency=2))
+def batches(*methods: str, num_alone: int = 0) -> list[Batch]:
+    parsed = [Method.parse(method) for method in methods]
+    return list(plan({"sums": QUESTIONS}, parsed, concurrency=2, num_alone=num_alone))
 
 
-async def run(system: ScriptedSystem, folder: RunFolder, *methods: str) -> list[tuple[int, int]]:
-    progress: list[tuple[int, int]] = []
-    await run_batches(
-        system, batches(*methods), LIMITS, folder, lambda *counts: progress.append(counts)
-    )
-    return progress
+def asking(system: ScriptedSystem, **options: Any) -> Asking:
+    return Asking(lambda _: nullcontext(system), LIMITS, lambda *_: None, **options)
+
+
+async def run(system: ScriptedSystem, folder: RunFolder, *methods: str) -> None:
+    await run_batches(batches(*methods), asking(system), folder)
 
 
 def asked_of(system: ScriptedSystem) -> list[tuple[str, str]]:
@@ -36,7 +40,9 @@ def asked_of(system: ScriptedSystem) -> list[tuple[str, str]]:
 
 
 def test_methods_take_turns_with_every_few_questions() -> None:
-    turns = [(batch.method, [q.id for q in batch.questions]) for batch in batches("single", "text")]
+    turns = [
+        (batch.method.name, [q.id for q in batch.questions]) for batch in batches("single", "text")
+    ]
     assert turns == [
         ("single", ["0", "1"]),
         ("text", ["0", "1"]),
@@ -49,13 +55,12 @@ def test_methods_take_turns_with_every_few_questions() -> None:
 
 async def test_every_method_is_asked_the_same_prompts_under_the_same_limits(tmp_path: Path) -> None:
     system = ScriptedSystem({})
-    progress = await run(system, RunFolder.open(tmp_path, CONFIG), "single", "text", "latent")
+    await run(system, RunFolder.open(tmp_path, CONFIG), "single", "text", "latent")
     prompts = {mode: [p for m, p in asked_of(system) if m == mode] for mode, _ in asked_of(system)}
     assert prompts["single"] == prompts["text"] == prompts["latent"]
     assert prompts["single"] == [question.prompt for question in QUESTIONS]
     limits = [o for _, prompt, o in system.asked if prompt != WARM_UP]
     assert {(o["max_tokens"], o["latent_steps"], o["temperature"]) for o in limits} == {(7, 3, 0.0)}
-    assert progress[-1] == (15, 15)
 
 
 async def test_the_raw_output_is_kept_and_graded_when_it_is_read(tmp_path: Path) -> None:
@@ -107,6 +112,66 @@ def test_a_folder_of_other_settings_is_refused(tmp_path: Path) -> None:
         RunFolder.read(tmp_path / "missing")
 
 
-async def test_an_unknown_method_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="method 'guess' does not exist"):
-        await run(ScriptedSystem({}), RunFolder.open(tmp_path, CONFIG), "guess")
+async def test_progress_tells_what_is_next_and_counts_what_was_there(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, CONFIG)
+    told: list[tuple[int, int, str]] = []
+    for methods in (["single"], ["single", "text"]):
+        told.clear()
+        asked = Asking(
+            lambda _: nullcontext(ScriptedSystem({})), LIMITS, lambda *seen: told.append(seen)
+        )
+        await run_batches(batches(*methods), asked, folder)
+    assert told[0] == (5, 10, "sums, text")
+    assert told[-1] == (10, 10, "")
+
+
+async def test_questions_asked_alone_are_rows_of_their_own(tmp_path: Path) -> None:
+    folder, system = RunFolder.open(tmp_path, CONFIG), ScriptedSystem({})
+    await run_batches(batches("single", "text", num_alone=2), asking(system), folder)
+    rows = folder.answers()
+    alone = [(row.question_id, row.method, row.batch_size) for row in rows if row.is_alone]
+    assert alone == [("0", "single", 1), ("0", "text", 1), ("1", "single", 1), ("1", "text", 1)]
+    assert len(rows) == len({row.key for row in rows}) == 14
+    await run_batches(batches("single", "text", num_alone=2), asking(system), folder)
+    assert folder.answers() == rows
+
+
+async def test_what_is_not_realigned_gets_a_system_of_its_own_after_the_others(
+    tmp_path: Path,
+) -> None:
+    opened: list[bool] = []
+
+    def open_system(is_realigned: bool) -> AbstractContextManager[ScriptedSystem]:
+        opened.append(is_realigned)
+        return nullcontext(ScriptedSystem({}))
+
+    folder = RunFolder.open(tmp_path, CONFIG)
+    methods = ("latent+realign=off", "latent")
+    await run_batches(batches(*methods), Asking(open_system, LIMITS, lambda *_: None), folder)
+    assert opened == [True, False]
+    assert [row.method for row in folder.answers()] == ["latent"] * 5 + ["latent+realign=off"] * 5
+
+
+async def test_adapters_go_to_the_methods_that_are_to_have_them(tmp_path: Path) -> None:
+    system = ScriptedSystem({})
+    await run_batches(
+        batches("text", "text+adapters"),
+        asking(system, adapters={"judger": "mine"}),
+        RunFolder.open(tmp_path, CONFIG),
+    )
+    given = [options.get("adapters") for _, prompt, options in system.asked if prompt != WARM_UP]
+    assert given.count(None) == given.count({"judger": "mine"}) == 5
+
+
+async def test_energy_is_shared_by_the_questions_of_a_batch(tmp_path: Path) -> None:
+    readings = iter([10.0, 14.0, 20.0, 26.0, 30.0, 31.0])
+    folder = RunFolder.open(tmp_path, CONFIG)
+    meter = Meter("scripted", lambda: next(readings))
+    await run_batches(batches("single"), asking(ScriptedSystem({}), meters=[meter]), folder)
+    assert [row.energy_j for row in folder.answers()] == [2.0, 2.0, 3.0, 3.0, 1.0]
+
+
+async def test_without_a_meter_no_energy_is_told(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, CONFIG)
+    await run(ScriptedSystem({}), folder, "single")
+    assert {row.energy_j for row in folder.answers()} == {None}

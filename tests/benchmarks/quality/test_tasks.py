@@ -13,6 +13,7 @@ from benchmarks.quality.tasks import (
     check_no_leak,
     load_questions,
     question_of,
+    task_names,
 )
 from latentmas_core.errors import ConfigError
 
@@ -46,6 +47,26 @@ def test_a_row_with_options_lists_them_and_asks_for_a_letter(row: dict[str, Any]
     question = question_of(row, task="medqa", index=0)
     assert (question.gold, question.kind) == ("B", Kind.LETTER)
     assert "A. x\nB. y\n" in question.prompt
+
+
+def test_the_letter_counts_where_a_row_has_words_for_an_answer_too() -> None:
+    row = MEDQA_ROW | {"answer": "y", "answer_idx": "B", "meta_info": "step1"}
+    assert question_of(row, task="medqa", index=0).gold == "B"
+
+
+def test_a_file_is_called_by_its_name_unless_another_is_called_so() -> None:
+    assert task_names(["a/medqa.jsonl", "gsm8k"]) == {"a/medqa.jsonl": "medqa", "gsm8k": "gsm8k"}
+    same = ["a/medqa.jsonl", "b/medqa.jsonl"]
+    assert task_names(same) == {name: name for name in same}
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [("hub:owner/name", "names no file"), ("hub:owner/name/x.jsonl", "cannot be fetched")],
+)
+def test_a_file_of_the_hub_that_cannot_be_had_is_refused(task: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_questions(task, num_questions=1, seed=0, data=DATA_FOLDER)
 
 
 def test_options_that_are_numbered_become_letters() -> None:
