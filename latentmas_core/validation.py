@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from latentmas_core.errors import ConfigError
 
 MAX_SHOWN_CHARS = 80
+PLAIN_VALUE = str | int | float | bool | None
 _CREDENTIALS = re.compile(r"://\S*@")  # in a URL: user and password
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -30,13 +31,24 @@ def _describe(kind: type[BaseModel], problem: ErrorDetails) -> str:
         return f"unknown field {field!r}. Known fields: {', '.join(kind.model_fields)}."
     if problem["type"] == "missing":
         return f"field {field!r} of {kind.__name__} is missing."
-    return f"{field} got {_shown(problem['input'])}: {problem['msg']}."
+    return described(problem, field if problem["loc"] else None, f"got {shown(problem['input'])}")
+
+
+def described(problem: ErrorDetails, field: str | None, found: str) -> str:
+    """A sentence: the field, what was found there and what is wrong with it. Where fields do not go
+    together, which is said in words of ours, they are all that is told: no value of many parts, and
+    no field for the whole."""
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    if problem["type"] == "value_error" and not isinstance(problem["input"], PLAIN_VALUE):
+        return f"{field}: {message}." if field else f"{message}."
+    return f"{field or 'body'} {found}: {message}."
+
+
+def shown(value: object) -> str:
+    """``value`` for a message: not too long, and without credentials of a URL."""
+    text = _CREDENTIALS.sub("://***@", repr(value))
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
 def _field(problem: ErrorDetails) -> str:
     return ".".join(str(part) for part in problem["loc"]) or "value"
-
-
-def _shown(value: object) -> str:
-    text = _CREDENTIALS.sub("://***@", repr(value))
-    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."

@@ -27,6 +27,7 @@ from latentmas_core.errors import (
     SegmentError,
     StoreError,
 )
+from latentmas_core.validation import PLAIN_VALUE, described, shown
 
 RETRY_AFTER_S = 5
 
@@ -194,7 +195,5 @@ def _first_problem(error: RequestValidationError) -> tuple[str, str | None]:
     if problem["type"] == "model_attributes_type" and field is None:
         return "the body is no JSON object. Send one.", None
     got = problem.get("input")
-    shown = repr(got) if isinstance(got, str | int | float | bool | None) else type(got).__name__
-    if len(shown) > 100:
-        shown = f"{shown[:97]}..."
-    return f"{field or 'body'} is {shown}: {problem['msg']}.", field
+    found = shown(got) if isinstance(got, PLAIN_VALUE) else type(got).__name__
+    return described(problem, field, f"is {found}"), field

@@ -3,7 +3,6 @@
 from typing import Self
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from latentmas_core.config import JsonBool, Text
 from latentmas_core.context.conversations.names import ConversationId
@@ -29,8 +28,7 @@ class AskRequest(ReasonRequest):
     @model_validator(mode="after")
     def _history_is_told_once(self) -> Self:
         if self.conversation_id is not None and (self.history or self.tool_messages):
-            raise PydanticCustomError(
-                "told_twice",
+            raise ValueError(
                 "history and tool_messages cannot be given beside conversation_id: what was said "
                 "is kept there. Leave one of them out",
             )

@@ -232,3 +232,23 @@ async def test_every_path_says_which_methods_it_has(client):
                 assert_error(response, 405, code="method_not_allowed")
             num_refused += 1
     assert num_refused == (len(METHODS) - 1) * len(schema["paths"])
+
+
+async def test_address_that_is_not_fetched_is_refused_before_anything_waits_for_it(
+    client, reasoner
+):
+    document = {"url": "ftp://ann:secret@host/a.txt"}
+    response = await ask(client, documents=[document])
+    message = assert_error(response, 422, code="invalid_request", param="documents.0.linked.url")
+    assert "only http and https" in message
+    assert "secret" not in message
+    assert not reasoner.requests
+
+
+async def test_fields_that_do_not_go_together_are_named_without_the_body(client):
+    history = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Yes?"}]
+    response = await ask(client, history=history, conversation_id="one")
+    message = assert_error(response, 422, code="invalid_request", param=None)
+    assert message.startswith("history ")
+    assert "conversation_id" in message
+    assert "Hello" not in message

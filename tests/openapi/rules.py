@@ -64,6 +64,8 @@ def obey_reason(body: Body) -> None:
     if body.get("conversation_id") is not None:  # what was said is told once
         for name in ("history", "tool_messages"):
             body.pop(name, None)
+    if body.get("documents") is not None:  # nobody serves an address that was made up
+        body["documents"] = [_inline(document) for document in body["documents"]]
     if body.get("carry") == "latents":
         body["latent_steps"] = max(body.get("latent_steps") or 1, 1)
     for name in ("history", "tool_messages"):
@@ -103,6 +105,11 @@ def obey_chat(body: Body, models: tuple[str, ...]) -> None:
         obey_reason(options)
         if body["model"] != models[0]:
             body["latentmas"] = {name: options[name] for name in _PLAIN if name in options}
+
+
+def _inline(document: Any) -> Any:
+    has_url = isinstance(document, dict) and "url" in document
+    return {"text": document["url"]} if has_url else document
 
 
 def _obey_role(message: Body) -> None:

@@ -5,11 +5,20 @@ All offsets are characters of ``Document.text``, counted from 0; lines and pages
 
 import re
 from bisect import bisect_right
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 
 from latentmas_core.config import FrozenModel
+from latentmas_core.context.documents.urls import parsed_url
+from latentmas_core.errors import DocumentError
 
 MAX_DOCUMENTS = 100
 MAX_DOCUMENT_CHARS = 1_000_000
@@ -24,6 +33,14 @@ def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("it holds no text. Leave the document out, or fill it")
     return text
+
+
+def _fetchable(url: str) -> str:
+    try:
+        parsed_url(url)
+    except DocumentError as error:
+        raise ValueError(str(error)) from None
+    return url
 
 
 _HasText = Field(json_schema_extra={"pattern": r"\S"})
@@ -43,7 +60,13 @@ DocumentText = Annotated[
     AfterValidator(_not_blank),
     _HasText,
 ]
-DocumentUrl = Annotated[str, _Strict, StringConstraints(max_length=MAX_URL_CHARS)]
+DocumentUrl = Annotated[
+    str,
+    _Strict,
+    StringConstraints(max_length=MAX_URL_CHARS),
+    AfterValidator(_fetchable),
+    Field(json_schema_extra={"pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://[^\x00-\x20\x7f\\]+$"}),
+]
 
 
 class InlineDocument(FrozenModel):
@@ -59,8 +82,21 @@ class LinkedDocument(FrozenModel):
     url: DocumentUrl
 
 
-# A plain string is the text itself, never an address.
-DocumentInput = DocumentText | InlineDocument | LinkedDocument
+def _kind_of_input(given: Any) -> str:
+    if isinstance(given, str):
+        return "text"
+    has_url = isinstance(given, LinkedDocument) or (isinstance(given, dict) and "url" in given)
+    return "linked" if has_url else "inline"
+
+
+# A plain string is the text itself, never an address. Told apart first, so that an error speaks of
+# the kind that was meant.
+DocumentInput = Annotated[
+    Annotated[DocumentText, Tag("text")]
+    | Annotated[InlineDocument, Tag("inline")]
+    | Annotated[LinkedDocument, Tag("linked")],
+    Discriminator(_kind_of_input),
+]
 DocumentInputs = Annotated[tuple[DocumentInput, ...], Field(max_length=MAX_DOCUMENTS)]
 
 

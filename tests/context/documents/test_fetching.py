@@ -208,9 +208,9 @@ async def test_documents_are_gathered_in_the_order_of_the_request() -> None:
 
 
 async def test_one_document_that_cannot_be_had_fails_them_all() -> None:
-    inputs = ["plain", LinkedDocument(url="file:///etc/passwd")]
-    with pytest.raises(DocumentError, match="only http and https"):
-        await gather_documents(inputs, fetcher_of(Network()), max_chars=100)
+    inputs = ["plain", LinkedDocument(url=f"http://{HOST}/gone.txt")]
+    with pytest.raises(DocumentError, match="cannot be reached"):
+        await gather_documents(inputs, fetcher_of(Network(unreachable=[PUBLIC])), max_chars=100)
 
 
 async def test_documents_that_are_too_long_together_are_not_all_fetched() -> None:
