@@ -68,8 +68,8 @@ postgres: | browser ## a PostgreSQL server for the tests of conversations, from 
 screenshots: $(INSTALLED) browser ## pictures of the page of the running service, into docs/
 	$(BIN)/python -m tests.deployments.page.screenshots $(ARGS)
 
-bench: $(INSTALLED) ## measure the engine beside its baselines
-	$(BIN)/python -m benchmarks.engine $(ARGS)
+bench: $(INSTALLED) ## measure everything beside its baselines: 90 minutes, ARGS=--quick under 5
+	$(BIN)/python -m benchmarks.suite $(ARGS)
 
 clean: ## remove the virtual environment, caches and builds (the prepared model stays)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

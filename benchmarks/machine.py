@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+# What benchmarks.suite writes while it measures.
+WRITTEN_BY_SUITE = ("benchmarks/results", "docs/benchmarks.md")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -27,9 +29,11 @@ def describe_versions() -> dict[str, str | None]:
 
 
 def describe_commit() -> dict[str, Any]:
-    """The commit that is checked out, and whether files differ from it."""
+    """The commit that is checked out, and whether files differ from it that are measured."""
     commit = _git("rev-parse", "HEAD")
-    return {"commit": commit or None, "is_modified": bool(_git("status", "--porcelain"))}
+    others = [f":(exclude){path}" for path in WRITTEN_BY_SUITE]
+    status = _git("status", "--porcelain", "--", ".", *others)
+    return {"commit": commit or None, "is_modified": bool(status)}
 
 
 def busy_core_s() -> float:

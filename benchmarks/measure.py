@@ -109,6 +109,23 @@ class Missing:
 Measurement = Comparison | Missing
 
 
+def measurement_of(fields: Mapping[str, Any]) -> Measurement:
+    """What ``as_dict`` wrote; derived values are derived anew."""
+    if "reason" in fields:
+        return Missing(**fields)
+    bar, agreement = fields["bar"], fields["agreement"]
+    sides = {
+        name: Figures(fields[name]["side"], fields[name]["rounds"]) for name in ("ours", "baseline")
+    }
+    return Comparison(
+        **{name: fields[name] for name in ("name", "what", "dtype", "unit", "note")},
+        **sides,
+        bar=None if bar is None else Bar(bar["comparison"], bar["limit"]),
+        agreement=None if agreement is None else Agreement(**agreement),
+        foreign_cores=fields["foreign_cores"],
+    )
+
+
 def percentile(values: Sequence[float], percent: int) -> float:
     """Between the values beside it; not a number where there is none."""
     if len(values) < 2:

@@ -27,7 +27,7 @@ def table_lines(measured: Sequence[Measurement]) -> Iterator[str]:
             if measurement.dtype == dtype:
                 yield _line(measurement)
     yield ""
-    yield from _notes(measured)
+    yield from (f"  {note}" for note in notes_of(measured))
 
 
 def _line(measurement: Measurement) -> str:
@@ -36,24 +36,24 @@ def _line(measurement: Measurement) -> str:
     ours, baseline = measurement.ours, measurement.baseline
     return _LINE.format(
         what=measurement.what,
-        ours=f"{_number(ours.median)} {_short(measurement.unit)}",
-        baseline=f"{_number(baseline.median)} {_short(measurement.unit)}  {baseline.side}",
+        ours=f"{number_text(ours.median)} {unit_text(measurement.unit)}",
+        baseline=f"{number_text(baseline.median)} {unit_text(measurement.unit)}  {baseline.side}",
         ratio=f"{measurement.ratio:.3f}",
         bar="" if measurement.bar is None else str(measurement.bar),
         holds={None: "", True: "yes", False: "NO"}[measurement.is_bar_met],
-        same_ids=_same_ids(measurement),
-        others=_others(measurement),
+        same_ids=same_ids_text(measurement),
+        others=others_text(measurement),
     ).rstrip()
 
 
-def _notes(measured: Sequence[Measurement]) -> Iterator[str]:
+def notes_of(measured: Sequence[Measurement]) -> Iterator[str]:
     """What each line includes, once, and why lines are missing."""
     seen: set[str] = set()
     for measurement in measured:
         note = measurement.reason if isinstance(measurement, Missing) else _note(measurement)
         if note and note not in seen:
             seen.add(note)
-            yield f"  {note}"
+            yield note
 
 
 def _note(comparison: Comparison) -> str:
@@ -64,21 +64,21 @@ def _note(comparison: Comparison) -> str:
     )
 
 
-def _same_ids(comparison: Comparison) -> str:
+def same_ids_text(comparison: Comparison) -> str:
     agreement = comparison.agreement
     if agreement is None:
         return ""
     return f"{agreement.num_identical}/{agreement.num_answers}"
 
 
-def _others(comparison: Comparison) -> str:
+def others_text(comparison: Comparison) -> str:
     cores = comparison.foreign_cores
     return "" if cores is None else f"{cores:.1f} cores"
 
 
-def _short(unit: str) -> str:
+def unit_text(unit: str) -> str:
     return {"tokens/s": "tok/s", "requests/s": "req/s", "tokens": "tok"}.get(unit, unit)
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
