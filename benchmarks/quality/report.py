@@ -24,19 +24,26 @@ class Table(NamedTuple):
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    @property
+    def trimmed(self) -> "Table":
+        """Without the columns that have nothing in them, such as times alone where none were."""
+        kept = [index for index in range(len(self.columns)) if any(row[index] for row in self.rows)]
+        rows = [[row[index] for index in kept] for row in self.rows]
+        return self._replace(columns=[self.columns[index] for index in kept], rows=rows)
+
 
 def run_tables(run: RunFolder) -> list[Table]:
     """Everything that a run found, what matters most first."""
     answers = run.answers()
     more = [_pairs_table(pair_methods(answers)), _details(summarize(answers)), _agents(answers)]
-    return [*headline_tables(run), *(table for table in more if table.rows)]
+    return [*headline_tables(run), *(table.trimmed for table in more if table.rows)]
 
 
 def headline_tables(run: RunFolder) -> list[Table]:
     """The methods side by side, and what is promised of them."""
     answers = run.answers()
     tables = [_side_by_side(summarize(answers)), _promises_table(promises(answers))]
-    return [table for table in tables if table.rows]
+    return [table.trimmed for table in tables if table.rows]
 
 
 def compare_tables(first: RunFolder, second: RunFolder) -> list[Table]:
@@ -169,7 +176,7 @@ def _detail_row(one: Summary) -> list[str]:
         _seconds(_quantile(one.latency_s, 0.5)),
         _seconds(_quantile(one.latency_s, 0.9)),
         _seconds(_quantile(one.alone_s, 0.5)),
-        str(len(one.alone_s)),
+        str(len(one.alone_s) or ""),
     ]
 
 

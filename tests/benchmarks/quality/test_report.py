@@ -121,6 +121,7 @@ def test_the_report_says_everything_in_markdown(tmp_path: Path) -> None:
     assert "| sums | text | judger | base | 50 | 80 | 0 |" in report
     assert "| sums | latent | text | decoded tokens | 0.25 | at most 0.30 | yes |" in report
     assert "Commit abc;" in report
+    assert "alone |" not in report  # no question was asked alone
     assert "Energy: not told by this device." in report
     plots = re.findall(r"!\[.*?\]\((.*?)\)", report)
     assert len(plots) == 4
