@@ -93,9 +93,12 @@ def prompt_of(question: str, options: Mapping[str, str], kind: Kind) -> str:
 
 
 def check_no_leak(question: Question, *, task: str) -> None:
-    """ConfigError if the prompt states the gold answer as a reader would find it in an answer."""
+    """ConfigError if the prompt states the gold answer as a reader would find it in an answer.
+
+    What ends in an equals sign ("the answer to the problem: 3 - 4 + 4 =") asks for it.
+    """
     stated = [claim for claim in (last_boxed(question.prompt),) if claim]
-    stated += last_marked(question.prompt)
+    stated += [claim for claim in last_marked(question.prompt) if not claim.endswith("=")]
     if any(grade(f"#### {claim}", question.gold, question.kind).is_correct for claim in stated):
         raise ConfigError(
             f"question {question.id!r} of task {task!r} states its own answer, {question.gold!r}. "

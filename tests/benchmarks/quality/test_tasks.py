@@ -106,6 +106,12 @@ def test_a_prompt_does_not_depend_on_the_gold_answer(row: dict[str, Any], other:
     assert asked.prompt == asked_otherwise.prompt
 
 
+def test_an_open_sum_that_begins_with_its_answer_does_not_state_it(tmp_path: Path) -> None:
+    row = {"question": "State the answer to the problem: 3 - 4 - 3 + 2 + 5 =", "answer": "3"}
+    path = write_rows(tmp_path / "t.jsonl", [row])
+    assert load_questions(str(path), num_questions=1, seed=0, data=tmp_path)[0].gold == "3"
+
+
 @pytest.mark.parametrize("leak", ["#### 18", "The answer is 18.", "\\boxed{18}", "Answer: 18"])
 def test_a_prompt_that_states_its_answer_is_refused(tmp_path: Path, leak: str) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"question": f"9 * 2? {leak}", "answer": "18"}])
