@@ -29,9 +29,10 @@ MAKE = {
 # tests/test_examples.py takes these two blocks from README itself.
 RUN_BY_TEST_EXAMPLES = {("README.md", "python")}
 
+# The same command on both pages runs once.
 RUN_HERE = [
     pytest.param(command, id=f"{block.page}:{block.line}:{command[:30]}")
-    for block, command in SHELL
+    for command, block in {command: block for block, command in SHELL}.items()
     if command not in MAKE
 ]
 PYTHON = [
