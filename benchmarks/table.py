@@ -47,21 +47,19 @@ def _line(measurement: Measurement) -> str:
 
 
 def notes_of(measured: Sequence[Measurement]) -> Iterator[str]:
-    """What each line includes, once, and why lines are missing."""
-    seen: set[str] = set()
+    """What the lines include, each note once behind all lines it is of; why lines are missing."""
+    lines_of_note: dict[str, list[str]] = {}
     for measurement in measured:
-        note = measurement.reason if isinstance(measurement, Missing) else _note(measurement)
-        if note and note not in seen:
-            seen.add(note)
-            yield note
-
-
-def _note(comparison: Comparison) -> str:
-    if not comparison.note:
-        return ""
-    return f"{comparison.what} / {comparison.ours.side} / {comparison.baseline.side}: " + (
-        comparison.note
-    )
+        if isinstance(measurement, Missing):
+            lines_of_note.setdefault(measurement.reason, [])
+        elif measurement.note:
+            sides = f"{measurement.ours.side} / {measurement.baseline.side}"
+            line = f"{measurement.what} / {sides}"
+            lines = lines_of_note.setdefault(measurement.note, [])
+            if line not in lines:
+                lines.append(line)
+    for note, lines in lines_of_note.items():
+        yield f"{'; '.join(lines)}: {note}" if lines else note
 
 
 def same_ids_text(comparison: Comparison) -> str:
