@@ -1,0 +1,73 @@
+"""Makes the patches with ``serveConfigV2`` out of the Serve config files of the repository.
+
+The only place that says what a config file for one machine becomes on Kubernetes.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.serve_file import read_serve_file
+
+NAME = "latentmas"
+# Patch and the config file that it comes from, from the root of the repository.
+SOURCES: Mapping[str, str] = {
+    "k8s/base/serve-config.yaml": "serve_config.yaml",
+    "k8s/overlays/gpu/serve-config.yaml": "configs/gpu-8.yaml",
+}
+WRITE_COMMAND = "python -m deployments.kuberay write"
+
+
+def for_kubernetes(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Listens on the address of each pod, and never starts without keys."""
+    http = {**document.get("http_options", {}), "host": "0.0.0.0"}
+    applications = [_with_keys(one) for one in document["applications"]]
+    return {
+        **document,
+        "proxy_location": "EveryNode",
+        "http_options": http,
+        "applications": applications,
+    }
+
+
+def _with_keys(application: Mapping[str, Any]) -> dict[str, Any]:
+    args = dict(application.get("args", {}))
+    args["access"] = {**args.get("access", {}), "require_keys": True}
+    return {**application, "args": args}
+
+
+def patch_text(root: Path, source: str) -> str:
+    """The patch for a RayService, as it stands in the repository."""
+    document = for_kubernetes(read_serve_file(root / source))
+    config = yaml.safe_dump(document, sort_keys=False, width=100)
+    body = "".join(f"    {line}\n" for line in config.splitlines())
+    return (
+        f"# Generated from {source}. Do not edit: {WRITE_COMMAND}\n"
+        "apiVersion: ray.io/v1\n"
+        "kind: RayService\n"
+        "metadata:\n"
+        f"  name: {NAME}\n"
+        "spec:\n"
+        f"  serveConfigV2: |\n{body}"
+    )
+
+
+def write(root: Path) -> list[str]:
+    """Write what is stale; the paths that were."""
+    changed = stale(root)
+    for path in changed:
+        (root / path).write_text(patch_text(root, SOURCES[path]), encoding="utf-8")
+    return changed
+
+
+def stale(root: Path) -> list[str]:
+    """The patches that are not what their sources would make them."""
+    return [
+        path for path, source in SOURCES.items() if _text(root / path) != patch_text(root, source)
+    ]
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
