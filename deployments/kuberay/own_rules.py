@@ -168,6 +168,14 @@ def serve_config(bundle: Bundle) -> Iterator[Fault]:
                     f"spec.serveConfigV2.{path}.args.access.require_keys",
                     "is not true: without its Secret the service would be open. Set it",
                 )
+            args = mapping(application, "args")
+            kept = args.get("conversations")
+            if isinstance(kept, Mapping) and not str(kept.get("url", "")).startswith("postgresql"):
+                yield service.fault(
+                    "conversations",
+                    f"spec.serveConfigV2.{path}.args.conversations.url",
+                    "is not postgresql://...: a file would be gone with its pod. Name a database",
+                )
 
 
 def _nodes(service: Manifest) -> list[Node]:

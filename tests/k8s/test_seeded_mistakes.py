@@ -160,6 +160,10 @@ def start_without_keys(bodies):
     change_config(bodies, lambda document: app(document)["args"].pop("access"))
 
 
+def keep_conversations_in_a_pod(bodies):
+    change_config(bodies, lambda document: app(document)["args"].update(conversations={}))
+
+
 def swap_the_bounds(bodies):
     worker(bodies).update(minReplicas=5, maxReplicas=2, replicas=5)
 
@@ -242,6 +246,7 @@ MISTAKES = [
     (BASE, ask_for_more_cpus_than_a_pod_has, "serve-config", "args.groups[0]"),
     (GPU, ask_for_more_gpus_than_a_pod_has, "serve-config", "args.groups[0]"),
     (BASE, start_without_keys, "keys", "args.access.require_keys"),
+    (BASE, keep_conversations_in_a_pod, "conversations", "args.conversations.url"),
     (GPU, swap_the_bounds, "bounds", f"{GROUP}.replicas"),
     (GPU, scale_without_an_autoscaler, "bounds", f"{GROUP}.maxReplicas"),
     (GPU, restart_pods_under_the_autoscaler, "autoscaler", "restartPolicy"),
