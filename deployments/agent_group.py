@@ -51,6 +51,7 @@ from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.errors import EngineError, LatentMASError
 from latentmas_core.events import AgentFinished
 from latentmas_core.latent.codec import PackedSegments
+from latentmas_core.latent.int8_codec import Int8Segments
 from latentmas_core.latent.memory import Memory
 from latentmas_core.lora.cached_adapter import AdapterState
 from latentmas_core.lora.choice import names_in
@@ -216,7 +217,9 @@ class AgentGroupServer:
             return None
         return await self._engine.load(remote.memory, await fetch(remote.parcels))
 
-    async def _pack(self, memory: ResidentMemory | None, call: StageCall) -> PackedSegments | None:
+    async def _pack(
+        self, memory: ResidentMemory | None, call: StageCall
+    ) -> PackedSegments | Int8Segments | None:
         """The segments that this stage added to what it read."""
         if memory is None:
             return None
@@ -228,7 +231,7 @@ class AgentGroupServer:
     def _made(
         self,
         done: StageDone[ResidentMemory],
-        packed: PackedSegments | None,
+        packed: PackedSegments | Int8Segments | None,
         call: StageCall,
         adapters: Mapping[str, LoadedAdapter],
     ) -> StageMade:

@@ -32,6 +32,7 @@ from deployments.messages import Parcel, Place, StageCall, StageFailed, StageMad
 from latentmas_core.errors import EngineError, LatentMASError, LostError, MemoryLostError
 from latentmas_core.events import Event
 from latentmas_core.latent.codec import KVLayout, PackedSegments, unpack
+from latentmas_core.latent.int8_codec import Int8Segments, from_int8
 from latentmas_core.latent.segment import Segment, SegmentTensors
 
 GroupHandle = DeploymentHandle[Any]
@@ -44,37 +45,50 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WireSegments:
-    """``PackedSegments`` with the buffer as bytes [num_bytes] of ``dtype``."""
+    """``PackedSegments``, or ``Int8Segments``, with the buffer as bytes [num_bytes].
+
+    ``dtype`` is the model's.
+    """
 
     segments: tuple[Segment, ...]
     layout: KVLayout
     has_kv: bool
     dtype: torch.dtype
     data: np.ndarray
+    is_int8: bool = False
 
 
-def to_wire(packed: PackedSegments) -> WireSegments:
+def to_wire(packed: PackedSegments | Int8Segments) -> WireSegments:
     """Without copying."""
     data = packed.buffer.view(torch.uint8).numpy()
+    if isinstance(packed, Int8Segments):
+        return WireSegments(packed.segments, packed.layout, True, packed.dtype, data, is_int8=True)
     return WireSegments(packed.segments, packed.layout, packed.has_kv, packed.buffer.dtype, data)
 
 
-def from_wire(wire: WireSegments) -> PackedSegments:
+def from_wire(wire: WireSegments) -> PackedSegments | Int8Segments:
     """Without copying. The tensor may be backed by read-only memory: never write to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        buffer = torch.from_numpy(wire.data).view(wire.dtype)
-    return PackedSegments(wire.segments, wire.layout, wire.has_kv, buffer)
+        buffer = torch.from_numpy(wire.data)
+    if wire.is_int8:
+        return Int8Segments(wire.segments, wire.layout, wire.dtype, buffer)
+    return PackedSegments(wire.segments, wire.layout, wire.has_kv, buffer.view(wire.dtype))
 
 
 async def fetch(parcels: Iterable[Parcel]) -> dict[str, SegmentTensors]:
-    """The content of parcels by segment id, as views of what lies in the object store.
+    """The content of parcels by segment id, as views of what lies in the object store; what came in
+    8 bits as new tensors, computed beside the event loop.
 
     Raises MemoryLostError for what is not there any more.
     """
     contents: dict[str, SegmentTensors] = {}
     for wire in await asyncio.gather(*map(_fetch_one, parcels)):
-        contents |= unpack(from_wire(wire))
+        packed = from_wire(wire)
+        if isinstance(packed, Int8Segments):
+            contents |= await asyncio.to_thread(from_int8, packed)
+        else:
+            contents |= unpack(packed)
     return contents
 
 

@@ -63,6 +63,8 @@ class EngineConfig(FrozenModel):
     ``kv_cache_bytes`` fixes the size of the KV pool; left out, the pool takes ``memory_share`` of
     the memory that is free once the model is loaded (on a GPU: of the card, on a CPU: of the host,
     at most 1 GiB there). ``stall_timeout_s``: a step that takes longer means that it is stuck.
+    ``transfer_dtype``: how keys and values travel to other replicas, in the model's dtype or
+    rounded to 8 bits; where nothing is moved, nothing is rounded.
     """
 
     model_name: str = "embedded:smollm2-135m-instruct"
@@ -83,6 +85,7 @@ class EngineConfig(FrozenModel):
     max_num_batched_tokens: int = Field(default=512, ge=1)
     max_waiting_seqs: int = Field(default=1024, ge=1)
     has_prefix_cache: bool = True
+    transfer_dtype: Literal["model", "int8"] = "model"
     stall_timeout_s: float = Field(default=60.0, gt=0.0, allow_inf_nan=False)
 
     lora: LoRAConfig = LoRAConfig()

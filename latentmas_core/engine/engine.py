@@ -38,6 +38,7 @@ from latentmas_core.engine.stepper import Stepper
 from latentmas_core.engine.turn import Turn, TurnDone, TurnEvent
 from latentmas_core.errors import AdapterError, EngineError, LatentMASError, LostError
 from latentmas_core.latent.codec import KVLayout, PackedSegments, pack
+from latentmas_core.latent.int8_codec import Int8Segments, to_int8
 from latentmas_core.latent.memory import Memory, check_same_model, merge
 from latentmas_core.latent.merge_rule import MergeRule
 from latentmas_core.latent.segment import Segment, SegmentTensors
@@ -235,9 +236,15 @@ class Engine:
 
     async def pack(
         self, memory: ResidentMemory, segments: Sequence[Segment], *, has_kv: bool = True
-    ) -> PackedSegments:
-        """Some segments of a memory in one buffer, ready for the wire."""
-        return await self._inbox.call(lambda: self._pack(memory, segments, has_kv=has_kv))
+    ) -> PackedSegments | Int8Segments:
+        """Some segments of a memory in one buffer, ready for the wire.
+
+        In 8 bits if ``transfer_dtype`` says so; SegmentError for rows that these cannot hold.
+        """
+        packed = await self._inbox.call(lambda: self._pack(memory, segments, has_kv=has_kv))
+        if self.config.transfer_dtype == "model" or not has_kv:
+            return packed
+        return await self.run_beside(lambda: to_int8(packed))
 
     async def load(self, memory: Memory, tensors: Mapping[str, SegmentTensors]) -> ResidentMemory:
         """A memory from the content of its segments; takes blocks when it is first read."""

@@ -1,5 +1,7 @@
 """Packed memory on the wire, and what a caller is told when Ray itself fails."""
 
+import asyncio
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,7 @@ from latentmas_core.errors import (
     SegmentError,
 )
 from latentmas_core.latent.codec import unpack
+from latentmas_core.latent.int8_codec import to_int8
 from tests.deployments.wire import make_packed, make_segment, make_tensors, send
 
 
@@ -67,6 +70,19 @@ def test_nothing_is_copied_on_either_side(packed):
     assert from_wire(wire).buffer.data_ptr() == address_of(wire.data)
     received = send(wire)
     assert from_wire(received).buffer.data_ptr() == address_of(received.data)
+
+
+def test_segments_in_8_bits_travel_as_they_are_and_come_out_in_the_models_dtype(packed):
+    sent = to_int8(packed)
+    wire = to_wire(sent)
+    assert wire.data.nbytes == sent.num_bytes < packed.num_bytes
+    received = from_wire(send(wire))
+    assert torch.equal(received.buffer, sent.buffer)
+    contents = asyncio.run(fetch([Parcel((), send(wire), sent.num_bytes)]))
+    for segment_id, exact in unpack(packed).items():
+        keys = contents[segment_id].kv.keys
+        assert keys.dtype == exact.kv.keys.dtype
+        torch.testing.assert_close(keys, exact.kv.keys, rtol=0.01, atol=0.05)
 
 
 def test_buffer_is_announced_in_bytes(packed):
