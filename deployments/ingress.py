@@ -83,7 +83,12 @@ def build_http_app(
     if conversations is not None:
         add_conversation_routes(app, conversations)
     add_pages(app)
+    _add_reasoning(app, reasoner)
+    _add_status(app, reasoner, access)
+    return app
 
+
+def _add_reasoning(app: FastAPI, reasoner: Reasoner) -> None:
     @app.post("/v1/reason", response_model=Result, responses={200: AS_EVENTS})
     async def reason(body: ReasonBody) -> Any:
         """Ask a question; with ``stream`` the answer comes as server-sent events."""
@@ -97,6 +102,8 @@ def build_http_app(
             return StreamingResponse(messages, media_type=MEDIA_TYPE, headers=HEADERS)
         return await reasoner.reason(request)
 
+
+def _add_status(app: FastAPI, reasoner: Reasoner, access: Access) -> None:
     @app.get("/v1/stats")
     async def stats() -> dict[str, Any]:
         """What each replica of each group holds and has done, what is on its way between, and how
@@ -122,8 +129,6 @@ def build_http_app(
         return error_response(
             kind, f"groups that do not answer: {', '.join(missing)}. Retry later."
         )
-
-    return app
 
 
 @serve.deployment

@@ -23,6 +23,7 @@ class RolePrompts:
 
 @cache
 def role_prompts() -> Mapping[str, RolePrompts]:
+    """What each shipped role is told, by its name."""
     text = files("latentmas_core.agents").joinpath("prompts.yaml").read_text(encoding="utf-8")
     return MappingProxyType({role: _parse(told) for role, told in yaml.safe_load(text).items()})
 

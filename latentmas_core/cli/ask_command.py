@@ -58,6 +58,7 @@ def talking(flags: AskFlags, output: Output) -> Iterator[Talk]:
 
 @contextmanager
 def failures_told(output: Output) -> Iterator[None]:
+    """What fails inside is said in one line, and the command ends with status 1."""
     try:
         yield
     except LatentMASError as error:

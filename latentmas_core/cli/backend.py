@@ -45,6 +45,8 @@ class KnownAdapter(NamedTuple):
 
 
 class AdapterListing(NamedTuple):
+    """What the engine knows, and what the registry offers."""
+
     loaded: tuple[LoadedAdapter, ...]
     registry: tuple[KnownAdapter, ...]
 

@@ -114,4 +114,5 @@ def describe_result(result: Result) -> str:
 
 
 def describe_bytes(num_bytes: int) -> str:
+    """The size of a memory that is handed over, for a person."""
     return f"{num_bytes / 2**20:.1f} MiB of memory"

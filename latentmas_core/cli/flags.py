@@ -206,6 +206,7 @@ def open_backend(
 
 
 def open_service(endpoint: str, api_key: str | None) -> RemoteBackend:
+    """The service at a URL, with the key of the flag or of the environment; BadParameter."""
     try:
         url = urlsplit(endpoint)
         is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
@@ -244,4 +245,5 @@ def _named(flag: str) -> Iterator[None]:
 
 
 def bad_flag(flag: str, problem: str) -> typer.BadParameter:
+    """A misuse, told with the flag that it is about."""
     return typer.BadParameter(problem, param_hint=flag)

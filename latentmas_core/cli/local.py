@@ -136,6 +136,7 @@ def is_path(adapter: str) -> bool:
 
 
 def has_separator(adapter: str) -> bool:
+    """Whether it is written as a path, of any system."""
     return "/" in adapter or "\\" in adapter
 
 

@@ -11,6 +11,7 @@ _CONFIG, _ADAPTER_CONFIG, _WEIGHTS = "config.json", "adapter_config.json", ".saf
 
 
 def local_models() -> Iterator[ModelInfo]:
+    """The embedded model, then the base models in the hub's cache."""
     yield ModelInfo(EMBEDDED_MODEL_NAME, "base", "the default; needs no hub")
     for repository in _cached_repositories():
         if repository.repo_type == "model" and _is_base_model(repository):

@@ -19,6 +19,7 @@ MAX_STATE = 1e30
 
 
 def max_state(dtype: torch.dtype) -> float:
+    """The largest number of that type that may lie in a block."""
     return min(MAX_STATE, torch.finfo(dtype).max)
 
 

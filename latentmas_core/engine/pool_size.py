@@ -47,6 +47,7 @@ def limit_memory(devices: Iterable[torch.device], share: float | None) -> None:
 
 
 def choose_block_size(config: EngineConfig, *, is_paged: bool) -> int:
+    """Slots of a block; ConfigError for a size that the paged kernels do not read."""
     if not is_paged:
         return config.block_size or DEFAULT_BLOCK_SIZE
     if config.block_size is not None and config.block_size % PAGED_BLOCK_SIZE:

@@ -9,6 +9,8 @@ from latentmas_core.lora.packed import AdapterLayout, PackedAdapter
 
 
 class AdapterState(StrEnum):
+    """DRAINING: unloaded, and still there for the turns that have it."""
+
     ABSENT = auto()
     LOADING = auto()
     READY = auto()

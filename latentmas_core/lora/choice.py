@@ -31,6 +31,7 @@ def choice_of(agent: AgentConfig, request: ReasonRequest) -> AdapterChoice | Non
 
 
 def names_in(choice: AdapterChoice | None) -> tuple[str, ...]:
+    """The adapters that a choice names; none for the base model."""
     if choice is None or choice == BASE_ADAPTER:
         return ()
     return (choice,) if isinstance(choice, str) else tuple(choice)

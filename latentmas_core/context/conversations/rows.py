@@ -93,12 +93,14 @@ def make_room(connection: Connection, tenant: str, max_conversations: int) -> No
 
 
 def add(connection: Connection, **values: Any) -> ConversationRow:
+    """A conversation without turns; ``values`` by column."""
     counts = {"num_turns": 0, "num_bytes": 0}
     query = insert(conversations).values(counts | values).returning(*conversations.c)
     return connection.execute(query).one()
 
 
 def change(connection: Connection, key: int, **values: Any) -> ConversationRow:
+    """The row behind the change; there must be one."""
     query = update(conversations).where(conversations.c.key == key).values(values)
     return connection.execute(query.returning(*conversations.c)).one()
 
@@ -151,6 +153,7 @@ def turns_of(
 
 
 def has_turn_of(connection: Connection, key: int, turn_id: str) -> bool:
+    """Whether a conversation has the turn already: one that is sent again is kept once."""
     query = select(turns.c.position).where(turns.c.conversation_key == key, turns.c.id == turn_id)
     return connection.execute(query).first() is not None
 
@@ -174,10 +177,12 @@ def add_turn(
 
 
 def has_tickets(connection: Connection, key: int) -> bool:
+    """Whether anybody has his turn on the conversation, or waits for it."""
     query = select(tickets.c.key).where(tickets.c.conversation_key == key).limit(1)
     return connection.execute(query).first() is not None
 
 
 def info_of(row: ConversationRow) -> ConversationInfo:
+    """What its owner is told of it."""
     fields = ConversationInfo.model_fields
     return ConversationInfo(**{name: row._mapping[name] for name in fields})

@@ -161,6 +161,7 @@ def read_bytes(
 
 
 def too_large(name: str, size: str, limit: str) -> DocumentError:
+    """``size`` and ``limit`` with their units."""
     return DocumentError(
         f"document {name!r} has {size}, which is more than {limit}. Split it, or raise the limit.",
         param="documents",
