@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -20,13 +19,7 @@ from latentmas_core.lora.mix import AdapterMix, AdapterUse
 from tests.engine.engines import OpenEngine
 from tests.engine.turns import assert_answers, create_turn, think
 from tests.lora.adapters import make_adapter, mix_of
-from tests.lora.speaking import NUM_TOKENS, PROMPT, speak
-
-
-async def load_all(engine: Engine, adapters: dict[int, Path]) -> list[str]:
-    for rank, folder in adapters.items():
-        await engine.load_adapter(str(rank), folder)
-    return [str(rank) for rank in adapters]
+from tests.lora.speaking import NUM_TOKENS, PROMPT, load_all, speak
 
 
 def loaded(engine: Engine) -> list[str]:
@@ -232,84 +225,6 @@ async def test_unknown_digest_is_refused_and_is_not_the_base(
     with pytest.raises(AdapterError, match="000000"):
         await engine.complete(create_turn(PROMPT, max_tokens=2, adapters=strange))
     await assert_answers(engine)
-
-
-@pytest.mark.parametrize("damage", ["gone", "changed", "truncated"])
-async def test_files_that_are_lost_fail_their_own_requests_alone(
-    open_engine: OpenEngine,
-    tiny_llama: Path,
-    llama_adapters: dict[int, Path],
-    expected: dict[str, tuple[int, ...]],
-    tmp_path: Path,
-    damage: str,
-) -> None:
-    engine = open_engine(tiny_llama, lora={"max_loaded_adapters": 1, "max_cpu_adapters": 1})
-    folder = Path(shutil.copytree(llama_adapters[8], tmp_path / "8"))
-    await engine.load_adapter("8", folder)
-    await engine.load_adapter("4", llama_adapters[4])  # 8 leaves host memory
-    weights = folder / "adapter_model.safetensors"
-    if damage == "gone":
-        shutil.rmtree(folder)
-    elif damage == "changed":
-        shutil.copy(
-            make_adapter(tmp_path / "other", tiny_llama, rank=8, seed=99) / weights.name, weights
-        )
-    else:
-        weights.write_bytes(weights.read_bytes()[:-8])
-    answers = await asyncio.gather(
-        speak(engine, "8"), speak(engine, "4"), speak(engine, "8"), return_exceptions=True
-    )
-    assert answers[1] == expected["4"]
-    assert all(isinstance(answer, AdapterError) for answer in (answers[0], answers[2]))
-    assert (await engine.stats()).adapters.num_loading == 0
-
-
-async def test_adapter_that_is_read_again_from_disk_is_the_same(
-    open_engine: OpenEngine,
-    tiny_llama: Path,
-    llama_adapters: dict[int, Path],
-    expected: dict[str, tuple[int, ...]],
-) -> None:
-    engine = open_engine(tiny_llama, lora={"max_loaded_adapters": 2, "max_cpu_adapters": 1})
-    names = await load_all(engine, llama_adapters)
-    answers = await asyncio.gather(*(speak(engine, name) for name in names * 2))
-    assert answers == [expected[name] for name in names * 2]
-    assert (await engine.stats()).adapters.num_on_host == 1
-
-
-async def test_files_are_read_again_from_where_they_were_found_last(
-    open_engine: OpenEngine,
-    tiny_llama: Path,
-    llama_adapters: dict[int, Path],
-    expected: dict[str, tuple[int, ...]],
-    tmp_path: Path,
-) -> None:
-    """By the same name, by another that is gone again, and by the one that is left."""
-    engine = open_engine(tiny_llama, lora={"max_loaded_adapters": 1, "max_cpu_adapters": 1})
-    copies = [shutil.copytree(llama_adapters[8], tmp_path / name) for name in ("a", "b", "c")]
-    await engine.load_adapter("4", llama_adapters[4])
-    for name, folder in (("8", copies[0]), ("8", copies[1]), ("other", copies[2])):
-        await engine.load_adapter(name, folder)
-    await engine.unload_adapter("other")
-    for folder in (copies[0], copies[2]):
-        shutil.rmtree(folder)
-    for name in ("4", "8", "4", "8"):
-        assert await speak(engine, name) == expected[name]
-
-
-async def test_adapter_that_is_pinned_later_is_not_read_from_disk(
-    open_engine: OpenEngine, tiny_llama: Path, llama_adapters: dict[int, Path]
-) -> None:
-    engine = open_engine(tiny_llama, lora={"max_loaded_adapters": 2, "max_cpu_adapters": 1})
-    await engine.load_adapter("8", llama_adapters[8])
-    await engine.load_adapter("4", llama_adapters[4])  # 8 leaves host memory
-    reads: list[str] = []
-    loader = engine.stepper.loader
-    read_again = loader._read_again
-    loader._read_again = lambda spec: (reads.append(spec.name), read_again(spec))[1]
-    await engine.load_adapter("8", llama_adapters[8], is_pinned=True)
-    assert await speak(engine, "8")
-    assert reads == []
 
 
 async def test_load_does_not_wait_for_what_runs_beside_the_steps(
