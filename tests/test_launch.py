@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = [pytest.mark.serve, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 def free_port() -> int:
@@ -43,6 +43,7 @@ def config_path(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.serve
 @pytest.mark.usefixtures("embedded_model_path")
 def test_the_service_answers_a_sample_question_and_ends_without_leftovers(config_path: Path):
     process = launch(config_path)
@@ -78,6 +79,7 @@ def test_wrong_config_stops_the_start_with_its_name(config_path: Path, right, wr
     assert "Starting Ray Serve" not in printed
 
 
+@pytest.mark.serve
 def test_a_model_that_is_missing_stops_the_start_with_its_name(config_path: Path):
     broken = config_path.read_text().replace("embedded:smollm2-135m-instruct", "/no/such/model")
     config_path.write_text(broken)
