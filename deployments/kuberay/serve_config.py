@@ -1,6 +1,7 @@
-"""Makes the patches with ``serveConfigV2`` out of the Serve config files of the repository.
+"""Makes the patches with ``serveConfigV2`` out of the Serve config files of the repository, and the
+config file of the container image.
 
-The only place that says what a config file for one machine becomes on Kubernetes.
+The only place that says what a config file for one machine becomes elsewhere.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,15 @@ NAME = "latentmas"
 SOURCES: Mapping[str, str] = {
     "k8s/base/serve-config.yaml": "serve_config.yaml",
     "k8s/overlays/gpu/serve-config.yaml": "configs/gpu-8.yaml",
+}
+# What the image starts with, and what compose.yaml puts in its place: args that are added.
+IMAGE_SOURCE = "serve_config.yaml"
+IMAGE_CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "docker/serve_config.yaml": {},
+    # The password is PGPASSWORD of the environment.
+    "docker/compose_config.yaml": {
+        "conversations": {"url": "postgresql://latentmas@database/latentmas"}
+    },
 }
 WRITE_COMMAND = "python -m deployments.kuberay write"
 
@@ -54,19 +64,33 @@ def patch_text(root: Path, source: str) -> str:
     )
 
 
+def image_text(root: Path, added: Mapping[str, Any]) -> str:
+    """A config file for a container: as on Kubernetes, with ``added`` among the args."""
+    document = for_kubernetes(read_serve_file(root / IMAGE_SOURCE))
+    for application in document["applications"]:
+        application["args"] |= added
+    config = yaml.safe_dump(document, sort_keys=False, width=100)
+    return f"# Generated from {IMAGE_SOURCE}. Do not edit: {WRITE_COMMAND}\n{config}"
+
+
 def write(root: Path) -> list[str]:
     """Write what is stale; the paths that were."""
+    texts = _texts(root)
     changed = stale(root)
     for path in changed:
-        (root / path).write_text(patch_text(root, SOURCES[path]), encoding="utf-8")
+        (root / path).write_text(texts[path], encoding="utf-8")
     return changed
 
 
 def stale(root: Path) -> list[str]:
-    """The patches that are not what their sources would make them."""
-    return [
-        path for path, source in SOURCES.items() if _text(root / path) != patch_text(root, source)
-    ]
+    """The generated files that are not what their sources would make them."""
+    return [path for path, text in _texts(root).items() if _text(root / path) != text]
+
+
+def _texts(root: Path) -> dict[str, str]:
+    patches = {path: patch_text(root, source) for path, source in SOURCES.items()}
+    images = {path: image_text(root, added) for path, added in IMAGE_CONFIGS.items()}
+    return patches | images
 
 
 def _text(path: Path) -> str | None:

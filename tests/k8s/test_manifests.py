@@ -12,7 +12,15 @@ from deployments.kuberay.__main__ import app
 from deployments.kuberay.crd import read_schema
 from deployments.kuberay.lint import FOLDERS, TEMPLATE, lint, lint_folder, template_secrets
 from deployments.kuberay.render import read_objects, render
-from deployments.kuberay.serve_config import SOURCES, for_kubernetes, patch_text, stale, write
+from deployments.kuberay.serve_config import (
+    IMAGE_CONFIGS,
+    SOURCES,
+    for_kubernetes,
+    image_text,
+    patch_text,
+    stale,
+    write,
+)
 from tests.k8s.manifests import CRD, FOREIGN, ROOT, kustomize, one_of, rendered
 
 # The oldest that KubeRay 1.7 is used with here, and the newest of which there are schemas.
@@ -115,10 +123,13 @@ def test_stale_patches_are_named_and_written_anew(tmp_path):
         (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / source).write_text((ROOT / source).read_text())
         (tmp_path / patch).write_text(patch_text(tmp_path, source))
+    for path, added in IMAGE_CONFIGS.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(image_text(tmp_path, added))
     assert stale(tmp_path) == []
     config = tmp_path / "serve_config.yaml"
     config.write_text(config.read_text().replace("latent_steps: 10", "latent_steps: 11"))
-    assert write(tmp_path) == ["k8s/base/serve-config.yaml"]
+    assert write(tmp_path) == ["k8s/base/serve-config.yaml", *IMAGE_CONFIGS]
     assert "latent_steps: 11" in (tmp_path / "k8s/base/serve-config.yaml").read_text()
     assert stale(tmp_path) == []
 

@@ -1,0 +1,57 @@
+"""The check of a container asks /readyz, and says what is wrong."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from deployments.health import main
+
+
+class Service(BaseHTTPRequestHandler):
+    status = 200
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        type(self).asked.append(self.path)
+        self.send_response(type(self).status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def service() -> Iterator[tuple[str, type[Service]]]:
+    kind = type("One", (Service,), {"asked": []})
+    server = HTTPServer(("127.0.0.1", 0), kind)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", kind
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_ready_service_is_healthy(service: tuple[str, type[Service]]) -> None:
+    url, kind = service
+    assert main(["--url", url]) == 0
+    assert kind.asked == ["/readyz"]
+
+
+def test_one_that_is_not_ready_is_not(
+    service: tuple[str, type[Service]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, kind = service
+    kind.status = 503
+    assert main(["--url", url]) == 1
+    assert "/readyz answers 503" in capsys.readouterr().err
+
+
+def test_nothing_that_listens_is_not_healthy(capsys: pytest.CaptureFixture[str]) -> None:
+    server = HTTPServer(("127.0.0.1", 0), Service)
+    url = f"http://127.0.0.1:{server.server_port}"
+    server.server_close()
+    assert main(["--url", url, "--timeout", "2"]) == 1
+    assert "does not answer" in capsys.readouterr().err
