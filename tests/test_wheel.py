@@ -1,0 +1,92 @@
+"""The wheel holds all that its packages need, and works where the repository is not."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("latentmas_core", "cluster", "deployments")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from what git knows, as a clone of the repository would build it."""
+    source = tmp_path_factory.mktemp("source")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", *PACKAGES, "pyproject.toml", "README.md", "LICENSE"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in tracked.split("\0")[:-1]:
+        target = source / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+    folder = tmp_path_factory.mktemp("wheel")
+    pip(["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)])
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a program that finds the wheel's packages, and the repository nowhere.
+
+    Its dependencies are those of this environment: they would be the same, and take minutes.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    pip(["install", "--no-deps", "--no-index", "--target", str(folder), str(wheel)])
+    return {**os.environ, "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
+
+
+def pip(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def run(arguments: list[str], environment: dict[str, str], cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_tracked_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(tracked) > 200
+    assert not set(tracked) - set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_nothing_else_is_in_the_wheel(wheel: Path) -> None:
+    folders = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in folders if not name.endswith(".dist-info")} == set(PACKAGES)
+
+
+def test_the_packages_come_from_the_wheel_wherever_they_are_imported(
+    installed: dict[str, str], tmp_path: Path
+) -> None:
+    code = f"import {', '.join(PACKAGES)}; print(*(p.__file__ for p in ({', '.join(PACKAGES)})))"
+    files = run(["-c", code], installed, tmp_path).split()
+    assert len(files) == len(PACKAGES)
+    assert all(file.startswith(installed["PYTHONPATH"]) for file in files)
+
+
+def test_a_question_is_answered_by_the_embedded_model(
+    installed: dict[str, str], tmp_path: Path
+) -> None:
+    run(["-m", "latentmas_core.engine.embedded_model"], installed, tmp_path)
+    ask = ["ask", "Name three primary colors.", "--max-tokens", "8", "--latent-steps", "2"]
+    code = "import sys; from latentmas_core.cli.app import main; sys.exit(main())"
+    answer = run(["-c", code, *ask, "--output-json"], installed, tmp_path)
+    assert '"final_answer"' in answer
