@@ -10,8 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SECRET = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"
     rb"|\bhf_[A-Za-z0-9]{30,}"
-    rb"|\bsk-[A-Za-z0-9]{32,}"
+    rb"|\bsk-[A-Za-z0-9_-]{32,}"
     rb"|\bghp_[A-Za-z0-9]{36}"
+    rb"|\bgithub_pat_[A-Za-z0-9_]{40,}"
     rb"|\bAKIA[0-9A-Z]{16}\b"
 )
 
@@ -30,6 +31,8 @@ def test_no_tracked_file_holds_a_secret() -> None:
         "-----BEGIN RSA " + "PRIVATE KEY-----",
         "hf_" + "a" * 34,
         "sk-" + "b" * 48,
+        "sk-" + "proj-" + "e" * 40,
+        "github_" + "pat_" + "f" * 50,
         "ghp_" + "c" * 36,
         "AKIA" + "D" * 16,
     ],

@@ -60,6 +60,11 @@ def run(arguments: list[str], environment: dict[str, str], cwd: Path) -> str:
     return done.stdout
 
 
+def script(installed: dict[str, str]) -> str:
+    """`latentmas`, as pip puts it beside the packages."""
+    return str(Path(installed["PYTHONPATH"]) / "bin" / "latentmas")
+
+
 def test_every_tracked_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
     tracked = subprocess.run(
         ["git", "ls-files", *PACKAGES], cwd=ROOT, capture_output=True, text=True, check=True
@@ -82,11 +87,20 @@ def test_the_packages_come_from_the_wheel_wherever_they_are_imported(
     assert all(file.startswith(installed["PYTHONPATH"]) for file in files)
 
 
+def test_the_command_has_what_the_service_adds_to_it(
+    installed: dict[str, str], tmp_path: Path
+) -> None:
+    config = tmp_path / "serve_config.yaml"
+    config.write_bytes((ROOT / "serve_config.yaml").read_bytes())
+    nodes = ["--node", "cpus=4"]
+    told = run([script(installed), "validate", str(config), *nodes], installed, tmp_path)
+    assert "thinkers" in told
+
+
 def test_a_question_is_answered_by_the_embedded_model(
     installed: dict[str, str], tmp_path: Path
 ) -> None:
     run(["-m", "latentmas_core.engine.embedded_model"], installed, tmp_path)
     ask = ["ask", "Name three primary colors.", "--max-tokens", "8", "--latent-steps", "2"]
-    code = "import sys; from latentmas_core.cli.app import main; sys.exit(main())"
-    answer = run(["-c", code, *ask, "--output-json"], installed, tmp_path)
+    answer = run([script(installed), *ask, "--output-json"], installed, tmp_path)
     assert '"final_answer"' in answer
