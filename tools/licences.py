@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "licences.md"
 UNTOLD = "not told"
-# Groups of pyproject.toml that a user never installs, and one that is too heavy to be everywhere.
+# Groups of pyproject.toml that a user of the service never installs.
 NOT_SHIPPED = ("dev", "docs")
 HEAD = """# Licences of dependencies
 
