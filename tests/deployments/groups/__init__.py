@@ -1,0 +1,1 @@
+"""Groups with real engines over a tiny model, without Ray."""
