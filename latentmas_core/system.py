@@ -100,12 +100,13 @@ class LatentMASSystem:
         engine: SystemEngine,
         *,
         latent_steps: int = DEFAULT_LATENT_STEPS,
+        registries: Sequence[Path | str] = (),
         context: ContextConfig = DEFAULT_CONTEXT,
         conversations: ConversationsConfig | None = None,
     ) -> Self:
         """A system on an engine that is already there and stays the caller's to close."""
         system = cls.__new__(cls)
-        registry = AdapterRegistry()
+        registry = AdapterRegistry([Path(path) for path in registries])
         system._assemble(engine, latent_steps, registry, context, conversations, owns_engine=False)
         return system
 

@@ -14,6 +14,7 @@ from benchmarks.program import say
 from benchmarks.quality import systems
 from benchmarks.quality.command_line import PROGRAM
 from benchmarks.quality.energy import Meter
+from benchmarks.quality.methods import EngineChoice
 from benchmarks.quality.progress import shown_progress
 from benchmarks.quality.report import headline_tables, markdown
 from benchmarks.quality.run_folder import RunFolder
@@ -56,8 +57,8 @@ def measure(settings: Settings, arguments: Sequence[str]) -> None:
 def _ask_all(
     settings: Settings, batches: Sequence[Batch], folder: RunFolder, meters: Sequence[Meter]
 ) -> None:
-    def open_system(is_realigned: bool) -> AbstractContextManager[System]:
-        return systems.open_system(settings, is_realigned)
+    def open_system(engine: EngineChoice) -> AbstractContextManager[System]:
+        return systems.open_system(settings, engine)
 
     with shown_progress() as report_progress:
         asking = Asking(

@@ -7,7 +7,7 @@ A method is a base and, behind plus signs, what is different about it: ``latent`
 from collections.abc import Mapping, Sequence
 from itertools import product
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field
 
@@ -38,9 +38,17 @@ class Limits(FrozenModel):
     seed: int = Field(default=0, ge=0)
 
 
+class EngineChoice(NamedTuple):
+    """What a method needs of its engine; methods that need the same share one."""
+
+    is_realigned: bool = True
+    transfer_dtype: Literal["model", "int8"] = "model"
+
+
 class Method(FrozenModel):
     """A way to answer. ``latent_steps`` of None are those of the limits, ``merge`` of None is the
-    pipeline's; ``realign`` is a matter of the engine, everything else one of the request."""
+    pipeline's; ``realign`` and ``transfer_dtype`` are matters of the engine, everything else one
+    of the request."""
 
     name: str
     mode: Mode
@@ -50,6 +58,7 @@ class Method(FrozenModel):
     carry: Carry = Carry.ALL
     merge: MergeRule | None = None
     realign: bool = True
+    transfer_dtype: Literal["model", "int8"] = "model"
 
     @classmethod
     def parse(cls, name: str) -> Self:
@@ -74,12 +83,28 @@ class Method(FrozenModel):
                 f"have {', '.join(LATENT_FIELDS)}; all can have {ADAPTERS}.",
                 param="methods",
             )
-        return validated(cls, {"name": name, **BASES[base], **fields})
+        method = validated(cls, {"name": name, **BASES[base], **fields})
+        method._check_transfer()
+        return method
+
+    @property
+    def engine(self) -> EngineChoice:
+        return EngineChoice(self.realign, self.transfer_dtype)
 
     @property
     def without_steps(self) -> str:
         """The name that methods share which differ in latent steps alone."""
         return "+".join(p for p in self.name.split("+") if not p.startswith("latent_steps="))
+
+    def _check_transfer(self) -> None:
+        """8 bits are for keys and values: where none are handed on, nothing would be measured."""
+        if self.transfer_dtype == "int8" and self.handoff is not Handoff.KV:
+            raise ConfigError(
+                f"method {self.name!r} rounds nothing: transfer_dtype=int8 is for keys and values, "
+                f"and handoff={self.handoff} hands on none. Leave one of the two out, or sweep "
+                "them in two runs.",
+                param="transfer_dtype",
+            )
 
 
 LATENT_FIELDS = tuple(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from benchmarks.quality.energy import Meter
-from benchmarks.quality.methods import Limits, Method, request_options
+from benchmarks.quality.methods import EngineChoice, Limits, Method, request_options
 from benchmarks.quality.run_folder import AgentRow, AnswerKey, AnswerRow, RunFolder
 from benchmarks.quality.tasks import Question
 from latentmas_core.errors import LatentMASError
@@ -42,11 +42,11 @@ class Batch(NamedTuple):
 class Asking:
     """Under what limits questions are asked, and who is to know of it.
 
-    ``open_system`` makes what is measured, realigned or not, with ``adapters``, names by agent.
+    ``open_system`` makes what is measured on such an engine, with ``adapters``, names by agent.
     ``report_progress`` hears how many answers there are, how many there will be, and what is next.
     """
 
-    open_system: Callable[[bool], AbstractContextManager[System]]
+    open_system: Callable[[EngineChoice], AbstractContextManager[System]]
     limits: Limits
     report_progress: Callable[[int, int, str], None]
     adapters: Mapping[str, str] = field(default_factory=dict)
@@ -66,10 +66,10 @@ def plan(
     """All methods take their turn with each few questions, so that none has the quieter hours.
 
     The first ``num_alone`` questions of each task are then asked once more, one at a time. Methods
-    without realignment need an engine of their own and come when the others are done.
+    that need an engine of their own come when the others are done.
     """
-    for is_realigned in (True, False):
-        turns = [method for method in methods if method.realign is is_realigned]
+    for engine in _engines_of(methods):
+        turns = [method for method in methods if method.engine == engine]
         for task, questions in tasks.items():
             for start in range(0, len(questions), concurrency):
                 for method in turns:
@@ -79,17 +79,22 @@ def plan(
                     yield Batch(task, method, [question], is_alone=True)
 
 
+def _engines_of(methods: Sequence[Method]) -> list[EngineChoice]:
+    """The usual one first, which most methods run on."""
+    usual = EngineChoice()
+    return sorted({method.engine for method in methods}, key=lambda one: (one != usual, one))
+
+
 async def run_batches(batches: Iterable[Batch], asking: Asking, folder: RunFolder) -> None:
     """Ask what the folder has no answer to, and append the answers batch by batch."""
     done = {row.key for row in folder.answers()}
     planned = list(batches)
     left = [batch.without(done) for batch in planned]
     num_all, num_left = (sum(len(one.questions) for one in lot) for lot in (planned, left))
-    for is_realigned in (True, False):
-        turns = [one for one in left if one.questions and one.method.realign is is_realigned]
-        if not turns:
-            continue
-        with asking.open_system(is_realigned) as system:
+    waiting = [one for one in left if one.questions]
+    for engine in _engines_of([one.method for one in waiting]):
+        turns = [one for one in waiting if one.method.engine == engine]
+        with asking.open_system(engine) as system:
             await _warm_up(system, turns, asking)
             for batch in turns:
                 asking.report_progress(num_all - num_left, num_all, _title(batch))

@@ -2,30 +2,43 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
 
+from benchmarks.quality.apart import AgentsApart
 from benchmarks.quality.energy import Meter, meters_of
+from benchmarks.quality.methods import EngineChoice
+from benchmarks.quality.runner import System
 from benchmarks.quality.settings import Settings
 from latentmas_core import LatentMASSystem
+from latentmas_core.config import EngineConfig
+from latentmas_core.engine.engine import Engine
+from latentmas_core.validation import validated
 
 
 @contextmanager
-def open_system(settings: Settings, is_realigned: bool) -> Iterator[LatentMASSystem]:
-    """Closed again at the end; raises AdapterError for an adapter of another base model."""
+def open_system(settings: Settings, choice: EngineChoice) -> Iterator[System]:
+    """Closed again at the end; raises AdapterError for an adapter of another base model.
+
+    In 8 bits the agents are apart: within a process nothing is moved, so nothing would be rounded.
+    """
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
-    with LatentMASSystem(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        latent_realign=is_realigned,
-        registries=settings.registries,
-    ) as system:
+    options = {
+        "model_name": settings.model,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "latent_realign": choice.is_realigned,
+        "transfer_dtype": choice.transfer_dtype,
+    }
+    with (
+        closing(Engine(validated(EngineConfig, options))) as engine,
+        LatentMASSystem.from_engine(engine, registries=settings.registries) as system,
+    ):
         system.add_default_agents()
         _load(system, settings.adapters)
-        yield system
+        yield system if choice.transfer_dtype == "model" else AgentsApart(system, engine)
 
 
 def adapter_name(place: str) -> str:

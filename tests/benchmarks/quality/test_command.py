@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks.machine import ROOT
 from benchmarks.quality.__main__ import main
-from benchmarks.quality.run_folder import RunFolder
+from benchmarks.quality.run_folder import AnswerRow, RunFolder
 from tests.lora.adapters import make_adapter
 
 HEADLINE = ROOT / "configs" / "headline.yaml"
@@ -103,6 +103,29 @@ def test_what_is_swept_reaches_the_engine(tmp_path: Path, tiny_qwen2: Path, sums
     said = {row.method: row.output for row in rows}
     on = [name for name in said if name.endswith("realign=on")]
     assert any(said[name] != said[name.replace("realign=on", "realign=off")] for name in on)
+
+
+def test_hand_offs_what_is_carried_and_8_bits_can_be_swept(
+    tmp_path: Path, tiny_qwen2: Path, sums: Path
+) -> None:
+    def swept(name: str, *sweeps: str) -> dict[str, AnswerRow]:
+        run = tmp_path / name
+        command = ["--tasks", str(sums), "--n", "1", *tiny(tiny_qwen2, run), "--methods", "latent"]
+        command += [part for sweep in sweeps for part in ("--sweep", sweep)]
+        assert main(command) == 0
+        rows = RunFolder.read(run).answers()
+        assert {row.error for row in rows} == {None}
+        return {row.method.removeprefix("latent+"): row for row in rows}
+
+    rows = swept("kinds", "handoff=kv,embeddings,text", "carry=all,latents")
+    assert len(rows) == 6
+    wrote = {name for name, row in rows.items() if any(agent.text for agent in row.agents[:-1])}
+    assert wrote == {"handoff=text+carry=all", "handoff=text+carry=latents"}
+    assert rows["handoff=kv+carry=all"].output != rows["handoff=kv+carry=latents"].output
+    assert set(swept("bits", "transfer_dtype=model,int8")) == {
+        "transfer_dtype=model",
+        "transfer_dtype=int8",
+    }
 
 
 def test_a_run_that_is_killed_goes_on_with_the_same_command(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.quality.methods import Limits, Method, request_options, swept
+from benchmarks.quality.methods import EngineChoice, Limits, Method, request_options, swept
 from latentmas_core.errors import ConfigError
 
 LIMITS = Limits(latent_steps=7)
@@ -14,7 +14,9 @@ def test_a_name_says_what_is_different_about_a_method() -> None:
     assert (options["mode"], options["handoff"], options["latent_steps"]) == ("latent", "kv", 20)
     assert (options["carry"], options["merge"]) == ("latents", "consecutive")
     assert options["adapters"] == {"judger": "mine"}
-    assert not Method.parse("latent+realign=off").realign
+    engine = Method.parse("latent+realign=off+transfer_dtype=int8").engine
+    assert engine == EngineChoice(is_realigned=False, transfer_dtype="int8")
+    assert Method.parse("latent+latent_steps=2").engine == EngineChoice()
 
 
 def test_without_steps_of_its_own_a_method_takes_those_of_the_limits() -> None:
@@ -35,6 +37,10 @@ def test_without_steps_of_its_own_a_method_takes_those_of_the_limits() -> None:
         ("latent+max_tokens=9", "cannot have max_tokens"),
         ("text+latent_steps=3", "cannot have latent_steps"),
         ("latent+carry=all+carry=latents", "says something twice"),
+        ("latent+transfer_dtype=int4", "transfer_dtype got 'int4'"),
+        ("text+transfer_dtype=int8", "cannot have transfer_dtype"),
+        ("latent+handoff=text+transfer_dtype=int8", "handoff=text hands on none"),
+        ("latent-embeddings+transfer_dtype=int8", "handoff=embeddings hands on none"),
     ],
 )
 def test_a_method_that_cannot_be_meant_is_refused(name: str, message: str) -> None:

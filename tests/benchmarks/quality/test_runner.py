@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.quality.energy import Meter
 from benchmarks.quality.grading import Kind
-from benchmarks.quality.methods import Limits, Method
+from benchmarks.quality.methods import EngineChoice, Limits, Method
 from benchmarks.quality.run_folder import RunFolder
 from benchmarks.quality.runner import WARM_UP, Asking, Batch, plan, run_batches
 from benchmarks.quality.tasks import Question
@@ -136,20 +136,21 @@ async def test_questions_asked_alone_are_rows_of_their_own(tmp_path: Path) -> No
     assert folder.answers() == rows
 
 
-async def test_what_is_not_realigned_gets_a_system_of_its_own_after_the_others(
+async def test_what_needs_another_engine_gets_a_system_of_its_own_after_the_others(
     tmp_path: Path,
 ) -> None:
-    opened: list[bool] = []
+    opened: list[EngineChoice] = []
 
-    def open_system(is_realigned: bool) -> AbstractContextManager[ScriptedSystem]:
-        opened.append(is_realigned)
+    def open_system(engine: EngineChoice) -> AbstractContextManager[ScriptedSystem]:
+        opened.append(engine)
         return nullcontext(ScriptedSystem({}))
 
     folder = RunFolder.open(tmp_path, CONFIG)
-    methods = ("latent+realign=off", "latent")
+    methods = ("latent+realign=off", "latent+transfer_dtype=int8", "latent")
     await run_batches(batches(*methods), Asking(open_system, LIMITS, lambda *_: None), folder)
-    assert opened == [True, False]
-    assert [row.method for row in folder.answers()] == ["latent"] * 5 + ["latent+realign=off"] * 5
+    assert opened == [EngineChoice(), EngineChoice(False), EngineChoice(True, "int8")]
+    asked = [row.method for row in folder.answers()]
+    assert asked == [name for name in (methods[2], *methods[:2]) for _ in QUESTIONS]
 
 
 async def test_adapters_go_to_the_methods_that_are_to_have_them(tmp_path: Path) -> None:
