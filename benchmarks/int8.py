@@ -3,7 +3,8 @@
 The hierarchical pipeline by the plain loop, over questions of reasoning-gym. `reader`: three agents
 think as they always do, and the judger reads their memory rounded once. `chain`: every agent reads
 what came before it rounded, as when each sits in a group of its own, so what it thinks differs too.
-Both are held against the same chain in the model's dtype.
+Both are held against the same chain in the model's dtype. `bfloat16`, a yardstick: the judger reads
+the memory as that dtype would hold it.
 
     python -m benchmarks.int8
 """
@@ -30,7 +31,7 @@ from latentmas_core.latent.segment import KVRows, Segment, SegmentTensors
 TASK = "chain_sum"
 MAX_RELATIVE_ERROR = 2e-2
 MIN_SAME = 0.9
-VARIANTS = ("reader", "chain")
+VARIANTS = ("reader", "chain", "bfloat16")
 
 
 class Reading(NamedTuple):
@@ -97,7 +98,8 @@ def compare(
         chain = rounded(plain.think(prompt, chain, latent_steps=latent_steps).memory, start)[0]
         num_bytes += num_new
         num_bytes_exact += num_new_exact
-    memories = {"reader": reader, "chain": chain}
+    assert exact is not None, "thinkers come before the judger"
+    memories = {"reader": reader, "chain": chain, "bfloat16": _in_bfloat16(exact)}
     truth = _read(plain, prompts[-1], exact, max_tokens)
     found = {name: _read(plain, prompts[-1], memories[name], max_tokens) for name in VARIANTS}
     norm = truth.logits.norm()
@@ -122,6 +124,14 @@ def _behind(first: PlainMemory, second: PlainMemory, start: int) -> PlainMemory:
             for f, s in zip(first.values, second.values, strict=True)
         ],
     )
+
+
+def _in_bfloat16(memory: PlainMemory) -> PlainMemory:
+    keys, values = (
+        [layer.bfloat16().to(layer.dtype) for layer in layers]
+        for layers in (memory.keys, memory.values)
+    )
+    return replace(memory, keys=keys, values=values)
 
 
 def _read(

@@ -1,8 +1,8 @@
 """Packed segments in 8 bits for the wire, and back: about half the bytes of bfloat16.
 
-Layout of the buffer: the latents of all segments in the model's dtype, then the scales of all, then
-all codes, so that each part is aligned. Latents stay as they are: they are few, and whoever
-prefills again from them repeats every rounding.
+Layout of the buffer: the latents of all segments in the model's dtype, then the scales and middles
+of all, then all codes, so that each part is aligned. Latents stay as they are: they are few, and
+whoever prefills again from them repeats every rounding.
 """
 
 from collections.abc import Iterator
@@ -73,41 +73,52 @@ def from_int8(packed: Int8Segments) -> dict[str, SegmentTensors]:
             "header is another's.",
             param="memory",
         )
-    return {
-        part.segment.segment_id: SegmentTensors(
-            part.latents,
-            KVRows(dequantise(part.keys, packed.dtype), dequantise(part.values, packed.dtype)),
-        )
-        for part in _parts(packed)
-    }
+    return {part.segment.segment_id: _content(part, packed.dtype) for part in _parts(packed)}
+
+
+def _content(part: _Part, dtype: torch.dtype) -> SegmentTensors:
+    for name, codes in (("keys", part.keys), ("values", part.values)):
+        if not bool((codes.scales.isfinite() & codes.middles.isfinite()).all()):
+            raise SegmentError(
+                f"{name} of agent {part.segment.agent!r} came with scales that are not finite, "
+                "which no sender writes. The transfer was damaged; send the request again.",
+                param="memory",
+            )
+    return SegmentTensors(
+        part.latents, KVRows(dequantise(part.keys, dtype), dequantise(part.values, dtype))
+    )
 
 
 def _parts(packed: Int8Segments) -> Iterator[_Part]:
     layout, segments = packed.layout, packed.segments
     num_latents = sum(s.num_latents for s in segments) * layout.hidden_size * packed.dtype.itemsize
-    num_scales = sum(sum(_num_scales(s, layout)) for s in segments) * SCALE_DTYPE.itemsize
-    codes_at = num_latents + num_scales
+    num_ranges = sum(sum(_num_ranges(s, layout)) for s in segments)
+    codes_at = num_latents + 2 * num_ranges * SCALE_DTYPE.itemsize
     latents = packed.buffer[:num_latents].view(packed.dtype)
-    scales = packed.buffer[num_latents:codes_at].view(SCALE_DTYPE)
+    ranges = packed.buffer[num_latents:codes_at].view(SCALE_DTYPE).view(2, num_ranges)
     codes = packed.buffer[codes_at:].view(torch.int8)
     for segment in segments:
         size = (layout.num_layers, segment.num_rows, layout.num_kv_heads, layout.head_dim)
         num_codes = _num_codes(segment, layout)
-        num_key_scales, num_value_scales = _num_scales(segment, layout)
+        num_key_ranges, num_value_ranges = _num_ranges(segment, layout)
         num_elements = segment.num_latents * layout.hidden_size
-        key_size, value_size = (size[0], 1, *size[2:]), (*size[:3], 1)
+        key_ranges = ranges[:, :num_key_ranges]
+        value_ranges = ranges[:, num_key_ranges : num_key_ranges + num_value_ranges]
         yield _Part(
             segment,
             latents[:num_elements].view(segment.num_latents, layout.hidden_size),
-            Int8Codes(codes[:num_codes].view(size), scales[:num_key_scales].view(key_size)),
-            Int8Codes(
-                codes[num_codes : 2 * num_codes].view(size),
-                scales[num_key_scales : num_key_scales + num_value_scales].view(value_size),
-            ),
+            _codes(codes[:num_codes].view(size), key_ranges, (size[0], 1, *size[2:])),
+            _codes(codes[num_codes : 2 * num_codes].view(size), value_ranges, (*size[:3], 1)),
         )
         latents = latents[num_elements:]
+        ranges = ranges[:, num_key_ranges + num_value_ranges :]
         codes = codes[2 * num_codes :]
-        scales = scales[num_key_scales + num_value_scales :]
+
+
+def _codes(codes: torch.Tensor, ranges: torch.Tensor, size: tuple[int, ...]) -> Int8Codes:
+    """``ranges``: [2, number of them], the scales and the middles; each of ``size`` comes out."""
+    scales, middles = ranges
+    return Int8Codes(codes, scales.view(size), middles.view(size))
 
 
 def _num_codes(segment: Segment, layout: KVLayout) -> int:
@@ -115,8 +126,8 @@ def _num_codes(segment: Segment, layout: KVLayout) -> int:
     return layout.num_layers * segment.num_rows * layout.num_kv_heads * layout.head_dim
 
 
-def _num_scales(segment: Segment, layout: KVLayout) -> tuple[int, int]:
-    """Of the keys, one per channel, and of the values, one per row of a head."""
+def _num_ranges(segment: Segment, layout: KVLayout) -> tuple[int, int]:
+    """Scales, each with a middle: of keys one per channel, of values one per row and head."""
     num_heads = layout.num_layers * layout.num_kv_heads
     return num_heads * layout.head_dim, num_heads * segment.num_rows
 
@@ -124,12 +135,12 @@ def _num_scales(segment: Segment, layout: KVLayout) -> tuple[int, int]:
 def _num_bytes(segments: tuple[Segment, ...], layout: KVLayout, dtype: torch.dtype) -> int:
     return sum(
         s.num_latents * layout.hidden_size * dtype.itemsize
-        + sum(_num_scales(s, layout)) * SCALE_DTYPE.itemsize
+        + 2 * sum(_num_ranges(s, layout)) * SCALE_DTYPE.itemsize
         + 2 * _num_codes(s, layout)
         for s in segments
     )
 
 
 def _write(target: Int8Codes, source: Int8Codes) -> None:
-    target.codes.copy_(source.codes)
-    target.scales.copy_(source.scales)
+    for part, written in zip(source, target, strict=True):
+        written.copy_(part)

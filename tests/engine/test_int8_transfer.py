@@ -8,8 +8,10 @@ import torch
 from latentmas_core.latent.codec import PackedSegments, unpack
 from latentmas_core.latent.int8_codec import Int8Segments, from_int8
 from tests.engine.engines import OpenEngine
-from tests.engine.oracle import export_all
+from tests.engine.oracle import export_all, greedy
 from tests.engine.turns import create_turn, think
+
+SAMPLING = greedy(8).model_copy(update={"logprobs": 0})
 
 
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen2", "tiny_qwen3"])
@@ -24,9 +26,16 @@ async def test_a_memory_in_8_bits_is_read_nearly_as_it_was(
     assert isinstance(packed, Int8Segments)
     loaded = await reader.load(memory.memory, from_int8(packed))
 
-    read = await reader.complete(create_turn("Answer.", max_tokens=1, memory=loaded))
-    exact = await engine.complete(create_turn("Answer.", max_tokens=1, memory=memory))
-    assert len(read.output_ids) == len(exact.output_ids) == 1
+    read = await reader.complete(create_turn("Answer.", sampling=SAMPLING, memory=loaded))
+    exact = await engine.complete(create_turn("Answer.", sampling=SAMPLING, memory=memory))
+    assert read.output_ids == exact.output_ids
+    assert read.logprobs is not None
+    assert exact.logprobs is not None
+    rounded_logprobs, exact_logprobs = (
+        torch.tensor([token.logprob for token in done.logprobs]) for done in (read, exact)
+    )
+    torch.testing.assert_close(rounded_logprobs, exact_logprobs, rtol=2e-2, atol=0)
+    assert not torch.equal(rounded_logprobs, exact_logprobs)
     (rounded,) = await export_all(reader, loaded)
     (kept,) = await export_all(engine, memory)
     assert rounded.kv is not None

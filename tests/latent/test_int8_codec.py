@@ -33,15 +33,15 @@ def test_what_comes_out_is_what_went_in_rounded(dtype: torch.dtype) -> None:
         assert actual.kv.keys.dtype is dtype
 
 
-def test_its_bytes_are_one_per_number_two_per_scale_and_the_latents() -> None:
+def test_its_bytes_are_one_per_number_four_per_range_and_the_latents() -> None:
     packed = create_packed(torch.bfloat16)
     num_rows = sum(segment.num_rows for segment in SEGMENTS)
     per_row = LAYOUT.num_layers * LAYOUT.num_kv_heads
     num_codes = 2 * per_row * LAYOUT.head_dim * num_rows
-    num_scales = per_row * (LAYOUT.head_dim * len(SEGMENTS) + num_rows)
+    num_ranges = per_row * (LAYOUT.head_dim * len(SEGMENTS) + num_rows)
     num_latents = sum(segment.num_latents for segment in SEGMENTS) * LAYOUT.hidden_size
     made = to_int8(packed)
-    assert made.num_bytes == num_codes + 2 * num_scales + 2 * num_latents
+    assert made.num_bytes == num_codes + 4 * num_ranges + 2 * num_latents
     assert made.buffer.is_contiguous()
 
 
@@ -69,3 +69,19 @@ def test_numbers_that_are_not_finite_are_refused_with_the_agent() -> None:
     packed.buffer[0] = float("nan")
     with pytest.raises(SegmentError, match="keys of 'planner'"):
         to_int8(packed)
+
+
+@pytest.mark.parametrize(("at", "name"), [(0, "keys"), (1, "values")])
+@pytest.mark.parametrize("damage", ["scale", "middle"])
+def test_ranges_that_are_not_finite_are_refused_with_the_agent(
+    at: int, name: str, damage: str
+) -> None:
+    made = to_int8(create_packed())
+    per_row = LAYOUT.num_layers * LAYOUT.num_kv_heads
+    num_ranges = per_row * sum(LAYOUT.head_dim + segment.num_rows for segment in SEGMENTS)
+    num_latents = sum(segment.num_latents for segment in SEGMENTS) * LAYOUT.hidden_size
+    ranges = made.buffer[4 * num_latents :][: 4 * num_ranges].view(torch.float16)
+    first = at * per_row * LAYOUT.head_dim + (num_ranges if damage == "middle" else 0)
+    ranges[first] = float("nan")
+    with pytest.raises(SegmentError, match=rf"{name} of agent 'planner' .* send the request again"):
+        from_int8(made)
