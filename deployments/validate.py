@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +47,9 @@ def validate(
     Exit status 0: valid. 1: refused, with every problem on standard error. 2: wrong usage.
     """
     cluster = parse_nodes(nodes) if nodes else [this_machine()]
+    # Modules that the file names (own tools, policies) are found where `serve run` finds them.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
     # Ray takes seconds to import: not before --help, and not before wrong options are refused.
     from deployments.check import check_file
     from deployments.plan_text import plan_lines

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from latentmas_core.agents.config import LORA_TARGETS, AgentConfig, default_agents
 from latentmas_core.agents.instructions import Instructions, Situation
+from latentmas_core.agents.presets import PRESETS
 from latentmas_core.errors import ConfigError, NotFoundError
 
 PRODUCT_TABLE = [
@@ -31,7 +32,8 @@ def test_preset_has_the_numbers_of_the_product(name, role, rank, temperature, ma
 
 
 def test_default_agents_are_all_presets_in_order():
-    assert [agent.name for agent in default_agents()] == [row[0] for row in PRODUCT_TABLE]
+    assert [agent.name for agent in default_agents()] == list(PRESETS)
+    assert list(PRESETS)[: len(PRODUCT_TABLE)] == [row[0] for row in PRODUCT_TABLE]
 
 
 def test_preset_keeps_its_words_under_another_name():
