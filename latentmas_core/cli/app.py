@@ -13,6 +13,7 @@ import typer
 
 from latentmas_core.cli.adapters_command import adapters
 from latentmas_core.cli.ask_command import ask
+from latentmas_core.cli.bench_command import bench
 from latentmas_core.cli.chat_command import chat
 from latentmas_core.cli.models_command import models
 
@@ -37,6 +38,7 @@ def build_app() -> typer.Typer:
     app.command("chat")(chat)
     app.command("models")(models)
     app.add_typer(adapters, name="adapters")
+    app.add_typer(bench, name="bench")
     for command in sorted(entry_points(group=COMMANDS), key=lambda command: command.name):
         loaded = command.load()
         if isinstance(loaded, typer.Typer):  # one with commands of its own
