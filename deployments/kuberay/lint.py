@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deployments.kuberay import operator_rules, own_rules
+from deployments.kuberay import budget_rules, operator_rules, own_rules
 from deployments.kuberay.crd import schema_faults
 from deployments.kuberay.keys import unknown_keys
 from deployments.kuberay.manifest import Fault, Manifest
@@ -46,7 +46,7 @@ def _faults(bundle: Bundle, schema: dict[str, Any] | None) -> Iterator[Fault]:
             yield from schema_faults(service, schema)
         for rule in operator_rules.RULES:
             yield from rule(service)
-    for rule_of_all in own_rules.RULES:
+    for rule_of_all in (*own_rules.RULES, *budget_rules.RULES):
         yield from rule_of_all(bundle)
 
 
