@@ -1,6 +1,9 @@
 """What can be checked of image, compose file and workflows without an engine that runs them."""
 
+import json
 import re
+import subprocess
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -130,3 +133,37 @@ def test_the_image_workflow_tells_where_an_image_came_from() -> None:
     (build,) = [step["with"] for step in steps if step.get("uses", "").startswith(builder)]
     assert build["provenance"] == "mode=max"
     assert build["sbom"] is True
+
+
+def image_builds(path: Path) -> Iterator[dict[str, str]]:
+    """What a workflow gives the action that builds images, once per entry of its matrix."""
+    for job in yaml.safe_load(path.read_text())["jobs"].values():
+        for entry in job.get("strategy", {}).get("matrix", {}).get("include", [{}]):
+            for step in job["steps"]:
+                if step.get("uses", "").startswith("docker/build-push-action"):
+                    text = json.dumps(step["with"])
+                    for name, value in entry.items():
+                        text = text.replace(f"${{{{ matrix.{name} }}}}", value)
+                    yield json.loads(text)
+
+
+def test_images_for_cpus_are_built_without_the_libraries_of_cuda() -> None:
+    builds = [build for path in WORKFLOWS for build in image_builds(path)]
+    assert sorted(build["target"] for build in builds) == ["cpu", "cpu", "cuda"]
+    for build in builds:
+        has_cpu_index = build["build-args"].endswith("/cpu")
+        assert has_cpu_index == (build["target"] == "cpu"), build
+        assert build["build-args"].startswith("PIP_EXTRA_INDEX_URL=")
+
+
+def test_the_build_passes_the_index_on_to_pip() -> None:
+    stage = DOCKERFILE.split("AS installed\n")[1].split("\nFROM ")[0]
+    assert stage.index("ARG PIP_EXTRA_INDEX_URL") < stage.index("pip install")
+
+
+def test_ci_starts_the_image_and_asks_it() -> None:
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["image"]
+    (script,) = [step["run"] for step in job["steps"] if "/v1/reason" in step.get("run", "")]
+    assert script.index("docker run") < script.index('test "$health" = healthy')
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
