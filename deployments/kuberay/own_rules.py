@@ -9,6 +9,7 @@ import yaml
 
 from cluster.placement import Node
 from deployments.check import check_document
+from deployments.kuberay.entry import entry_of
 from deployments.kuberay.manifest import (
     Fault,
     Group,
@@ -24,7 +25,6 @@ from deployments.kuberay.manifest import (
 ON_THE_HEAD = ("cluster", "deployments", "latentmas_core", "ray")
 IMPORT_KEYS = ("policy_function", "request_router_class", "import_path")
 IMPORT_ENV = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-SERVE_SERVICE = "{name}-serve-svc"
 MAX_NODES_PER_GROUP = 64
 
 
@@ -241,10 +241,7 @@ def _listed(ports: Mapping[str, int]) -> str:
 
 
 def ingress_backends(bundle: Bundle) -> Iterator[Fault]:
-    wanted = {
-        SERVE_SERVICE.format(name=one.name): _serve_port(one)
-        for one in bundle.of_kind("RayService")
-    }
+    wanted = dict(entry_of(one, _serve_port(one)) for one in bundle.of_kind("RayService"))
     for ingress in bundle.of_kind("Ingress"):
         for path, body in walk(ingress.body):
             backend = mapping(body, "service")
