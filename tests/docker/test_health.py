@@ -49,6 +49,18 @@ def test_one_that_is_not_ready_is_not(
     assert "/readyz answers 503" in capsys.readouterr().err
 
 
+def test_a_proxy_of_the_environment_is_not_asked(
+    service: tuple[str, type[Service]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, kind = service
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert main(["--url", url]) == 0
+    assert kind.asked == ["/readyz"]
+
+
 def test_nothing_that_listens_is_not_healthy(capsys: pytest.CaptureFixture[str]) -> None:
     server = HTTPServer(("127.0.0.1", 0), Service)
     url = f"http://127.0.0.1:{server.server_port}"
