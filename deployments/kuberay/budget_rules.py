@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from deployments.kuberay.manifest import Fault, Manifest, groups_of, mapping
-from deployments.kuberay.own_rules import Bundle
+from deployments.kuberay.manifest import Bundle, Fault, Manifest, groups_of, mapping
 
 
 def budgets_in_pods(bundle: Bundle) -> Iterator[Fault]:

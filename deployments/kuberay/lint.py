@@ -4,11 +4,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deployments.kuberay import budget_rules, operator_rules, own_rules
+from deployments.kuberay import (
+    budget_rules,
+    operator_rules,
+    own_rules,
+    port_rules,
+    token_rules,
+)
 from deployments.kuberay.crd import schema_faults
 from deployments.kuberay.keys import unknown_keys
-from deployments.kuberay.manifest import Fault, Manifest
-from deployments.kuberay.own_rules import Bundle
+from deployments.kuberay.manifest import Bundle, Fault, Manifest
 from deployments.kuberay.render import read_objects, render
 from deployments.kuberay.serve_config import WRITE_COMMAND, stale
 
@@ -44,9 +49,9 @@ def _faults(bundle: Bundle, schema: dict[str, Any] | None) -> Iterator[Fault]:
         yield from unknown_keys(service)
         if schema is not None:
             yield from schema_faults(service, schema)
-        for rule in operator_rules.RULES:
+        for rule in (*operator_rules.RULES, *token_rules.RULES):
             yield from rule(service)
-    for rule_of_all in (*own_rules.RULES, *budget_rules.RULES):
+    for rule_of_all in (*own_rules.RULES, *port_rules.RULES, *budget_rules.RULES):
         yield from rule_of_all(bundle)
 
 

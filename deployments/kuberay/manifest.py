@@ -1,8 +1,10 @@
-"""One Kubernetes object with the file it stands in, and what may be wrong with it."""
+"""Kubernetes objects with the file they stand in, and what may be wrong with them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 CPU_MILLI = 1000
 
@@ -117,6 +119,21 @@ class Group:
         }
 
 
+@dataclass(frozen=True)
+class Bundle:
+    """Objects that are applied together; ``secret_names``: those that the template names."""
+
+    manifests: Sequence[Manifest]
+    secret_names: frozenset[str] = frozenset()
+
+    def of_kind(self, kind: str) -> list[Manifest]:
+        return [one for one in self.manifests if one.kind == kind]
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        return self.secret_names | {one.name for one in self.of_kind("Secret")}
+
+
 def mapping(body: Any, *keys: str) -> Mapping[str, Any]:
     """What lies below ``keys``; empty where there is no mapping."""
     for key in keys:
@@ -143,6 +160,18 @@ def groups_of(service: Manifest) -> list[Group]:
         for i, body in enumerate(mappings(cluster, "workerGroupSpecs"))
     )
     return [head, *workers]
+
+
+def serve_config_of(service: Manifest) -> Mapping[str, Any]:
+    try:
+        document = yaml.safe_load(str(service.spec.get("serveConfigV2", "")))
+    except yaml.YAMLError:
+        return {}
+    return document if isinstance(document, Mapping) else {}
+
+
+def serve_port_of(service: Manifest) -> int:
+    return int(mapping(serve_config_of(service), "http_options").get("port", 8000))
 
 
 def cpus(quantity: Any) -> float:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from deployments.kuberay.manifest import Fault, Group, Manifest, cluster_of, groups_of, mapping
 
 RESOURCE_PARAMS = ("num-cpus", "num-gpus", "memory", "resources")
-MIN_RAY_OF_TOKENS = (2, 52)
 MAX_NAME_CHARS = 47
 UPGRADE_TYPES = ("NewClusterWithIncrementalUpgrade", "NewCluster", "None")
 MAX_PERCENT = 100
@@ -62,34 +61,6 @@ def names(service: Manifest) -> Iterator[Fault]:
             "name",
             "metadata.name",
             f"has {len(service.name)} characters; the limit is {MAX_NAME_CHARS}. Shorten it",
-        )
-
-
-def token(service: Manifest) -> Iterator[Fault]:
-    """Ours is stricter: without the token whoever reaches the pods can run code."""
-    cluster = cluster_of(service)
-    auth = mapping(cluster, "authOptions")
-    path = "spec.rayClusterConfig.authOptions"
-    if auth.get("mode") != "token":
-        yield service.fault(
-            "token",
-            f"{path}.mode",
-            f"is {auth.get('mode')!r}; whoever reaches the pods can run code. Set token",
-        )
-        return
-    if not auth.get("secretName"):
-        yield service.fault(
-            "token",
-            f"{path}.secretName",
-            "is missing; a token that the operator makes differs by cluster. Name a Secret",
-        )
-    version = str(cluster.get("rayVersion", ""))
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
-    if numbers < MIN_RAY_OF_TOKENS:
-        yield service.fault(
-            "token",
-            "spec.rayClusterConfig.rayVersion",
-            f"is {version!r}; tokens need 2.52 at least. Name the version of the image",
         )
 
 
@@ -235,7 +206,6 @@ RULES = (
     names,
     resources_in_two_places,
     labels_in_start_params,
-    token,
     autoscaler,
     replica_bounds,
     fault_tolerance,

@@ -1,23 +1,19 @@
-"""What KubeRay takes, and what then fails: ports, secrets, images, modules and the Serve config."""
+"""What KubeRay takes, and what then fails: secrets, images, modules and the Serve config."""
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import yaml
+from collections.abc import Iterator, Mapping
 
 from cluster.placement import Node
 from deployments.check import check_document
-from deployments.kuberay.entry import entry_of
 from deployments.kuberay.manifest import (
+    Bundle,
     Fault,
     Group,
     Manifest,
-    cluster_of,
     groups_of,
     mapping,
     mappings,
+    serve_config_of,
     walk,
 )
 
@@ -26,21 +22,6 @@ ON_THE_HEAD = ("cluster", "deployments", "latentmas_core", "ray")
 IMPORT_KEYS = ("policy_function", "request_router_class", "import_path")
 IMPORT_ENV = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MAX_NODES_PER_GROUP = 64
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """Objects that are applied together; ``secret_names``: those that the template names."""
-
-    manifests: Sequence[Manifest]
-    secret_names: frozenset[str] = frozenset()
-
-    def of_kind(self, kind: str) -> list[Manifest]:
-        return [one for one in self.manifests if one.kind == kind]
-
-    @property
-    def secrets(self) -> frozenset[str]:
-        return self.secret_names | {one.name for one in self.of_kind("Secret")}
 
 
 def missing_secrets(bundle: Bundle) -> Iterator[Fault]:
@@ -120,7 +101,7 @@ def importable(bundle: Bundle) -> Iterator[Fault]:
 
 
 def _imports(service: Manifest) -> Iterator[tuple[str, str]]:
-    for path, body in walk(_serve_config(service), "spec.serveConfigV2"):
+    for path, body in walk(serve_config_of(service), "spec.serveConfigV2"):
         for key in IMPORT_KEYS:
             if isinstance(body.get(key), str):
                 yield f"{path}.{key}", body[key]
@@ -149,7 +130,7 @@ def _import_fault(target: str) -> str | None:
 
 def serve_config(bundle: Bundle) -> Iterator[Fault]:
     for service in bundle.of_kind("RayService"):
-        document = _serve_config(service)
+        document = serve_config_of(service)
         if not document:
             yield service.fault(
                 "serve-config", "spec.serveConfigV2", "is no YAML mapping. Generate it"
@@ -192,107 +173,6 @@ def _num_pods(group: Group) -> int:
     return min(int(most), MAX_NODES_PER_GROUP)
 
 
-def _serve_config(service: Manifest) -> Mapping[str, Any]:
-    try:
-        document = yaml.safe_load(str(service.spec.get("serveConfigV2", "")))
-    except yaml.YAMLError:
-        return {}
-    return document if isinstance(document, Mapping) else {}
-
-
-def _serve_port(service: Manifest) -> int:
-    return int(mapping(_serve_config(service), "http_options").get("port", 8000))
-
-
-def pod_ports(bundle: Bundle) -> Iterator[Fault]:
-    for service in bundle.of_kind("RayService"):
-        port = _serve_port(service)
-        for group in groups_of(service):
-            if group.ports.get("serve") != port:
-                yield service.fault(
-                    "ports",
-                    f"{group.ray_path}.ports",
-                    f"has serve {group.ports.get('serve')}; Serve listens on "
-                    f"{port} (http_options.port). Make them equal",
-                )
-            yield from _probe_ports(service, group)
-        host = mapping(_serve_config(service), "http_options").get("host")
-        if host in ("127.0.0.1", "localhost"):
-            yield service.fault(
-                "ports",
-                "spec.serveConfigV2.http_options.host",
-                f"is {host!r}: nobody outside the pod would reach it. Set 0.0.0.0",
-            )
-
-
-def _probe_ports(service: Manifest, group: Group) -> Iterator[Fault]:
-    for name in ("livenessProbe", "readinessProbe", "startupProbe"):
-        port = mapping(group.ray, name, "httpGet").get("port")
-        if port is not None and port not in (*group.ports, *group.ports.values()):
-            yield service.fault(
-                "ports",
-                f"{group.ray_path}.{name}.httpGet.port",
-                f"is {port!r}; the container has {_listed(group.ports)}. Name one of them",
-            )
-
-
-def _listed(ports: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {port}" for name, port in ports.items()) or "none"
-
-
-def ingress_backends(bundle: Bundle) -> Iterator[Fault]:
-    wanted = dict(entry_of(one, _serve_port(one)) for one in bundle.of_kind("RayService"))
-    for ingress in bundle.of_kind("Ingress"):
-        for path, body in walk(ingress.body):
-            backend = mapping(body, "service")
-            if not path.endswith("backend") or not backend:
-                continue
-            name, port = backend.get("name"), mapping(backend, "port").get("number")
-            if wanted.get(str(name)) != port:
-                there = " or ".join(f"{one} {number}" for one, number in wanted.items())
-                yield ingress.fault(
-                    "ports",
-                    f"{path}.service",
-                    f"is {name} {port}; requests go to {there}. Correct it",
-                )
-
-
-def policy_ports(bundle: Bundle) -> Iterator[Fault]:
-    """The ports that a network policy opens to others are ports of pods."""
-    groups = [group for one in bundle.of_kind("RayService") for group in groups_of(one)]
-    known = {port for group in groups for port in group.ports.values()}
-    for policy in bundle.of_kind("NetworkPolicy") if groups else ():
-        rules = mappings(policy.spec, "ingress")
-        for i, rule in enumerate(rules):
-            for j, port in enumerate(mappings(rule, "ports")):
-                if port.get("port") not in known:
-                    yield policy.fault(
-                        "ports",
-                        f"spec.ingress[{i}].ports[{j}].port",
-                        f"is {port.get('port')}; pods have {', '.join(map(str, sorted(known)))}. "
-                        "Correct it",
-                    )
-        yield from _closed(policy, rules, bundle)
-
-
-def _closed(
-    policy: Manifest, rules: Sequence[Mapping[str, Any]], bundle: Bundle
-) -> Iterator[Fault]:
-    opened = {port.get("port") for rule in rules for port in mappings(rule, "ports")}
-    for service in bundle.of_kind("RayService"):
-        if _serve_port(service) not in opened:
-            yield policy.fault(
-                "ports",
-                "spec.ingress",
-                f"opens no port {_serve_port(service)}, where Serve listens. Open it to the entry",
-            )
-    for i, rule in enumerate(rules):
-        if not rule.get("from"):
-            yield policy.fault(
-                "open", f"spec.ingress[{i}].from", "is missing: everybody may come in. Name who may"
-            )
-
-
 def selectors(bundle: Bundle) -> Iterator[Fault]:
     """Policies and budgets that select no pod protect nothing."""
     labels = [group.labels for one in bundle.of_kind("RayService") for group in groups_of(one)]
@@ -309,14 +189,7 @@ def selectors(bundle: Bundle) -> Iterator[Fault]:
 
 def pods(bundle: Bundle) -> Iterator[Fault]:
     for service in bundle.of_kind("RayService"):
-        auth = mapping(cluster_of(service), "authOptions").get("mode")
         for group in groups_of(service):
-            if auth == "token" and "RAY_AUTH_MODE" in group.env_names:
-                yield service.fault(
-                    "two-places",
-                    f"{group.ray_path}.env.RAY_AUTH_MODE",
-                    "is set beside authOptions, from which the operator sets it. Take it out",
-                )
             for name in ("cpu", "memory"):
                 if name not in group.limits:
                     yield service.fault(
@@ -339,9 +212,6 @@ RULES = (
     same_code,
     importable,
     serve_config,
-    pod_ports,
-    ingress_backends,
-    policy_ports,
     selectors,
     pods,
 )
