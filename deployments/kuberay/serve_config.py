@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from cluster.config import INGRESS
 from cluster.serve_file import read_serve_file
 
 NAME = "latentmas"
@@ -27,11 +28,16 @@ IMAGE_CONFIGS: Mapping[str, Mapping[str, Any]] = {
         "conversations": {"url": "postgresql://latentmas@database/latentmas"}
     },
 }
+# KubeRay tells each node the name of its group, and Ray makes it a label; the head's is fixed.
+OFF_THE_HEAD: Mapping[str, Any] = {
+    "name": INGRESS,
+    "ray_actor_options": {"num_cpus": 0, "label_selector": {"ray.io/node-group": "!headgroup"}},
+}
 WRITE_COMMAND = "python -m deployments.kuberay write"
 
 
-def for_kubernetes(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Listens on the address of each pod, and never starts without keys."""
+def for_containers(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Listens on the address of each container, and never starts without keys."""
     http = {**document.get("http_options", {}), "host": "0.0.0.0"}
     applications = [_with_keys(one) for one in document["applications"]]
     return {
@@ -46,6 +52,19 @@ def _with_keys(application: Mapping[str, Any]) -> dict[str, Any]:
     args = dict(application.get("args", {}))
     args["access"] = {**args.get("access", {}), "require_keys": True}
     return {**application, "args": args}
+
+
+def for_kubernetes(document: Mapping[str, Any]) -> dict[str, Any]:
+    """As in containers, with the ingress on a worker: it takes no CPU, so it would go to the head,
+    and be lost with it."""
+    document = for_containers(document)
+    applications = [_with_ingress_off_the_head(one) for one in document["applications"]]
+    return {**document, "applications": applications}
+
+
+def _with_ingress_off_the_head(application: Mapping[str, Any]) -> dict[str, Any]:
+    overrides = [*application.get("deployments", []), OFF_THE_HEAD]
+    return {**application, "deployments": overrides}
 
 
 def patch_text(root: Path, source: str) -> str:
@@ -65,8 +84,8 @@ def patch_text(root: Path, source: str) -> str:
 
 
 def image_text(root: Path, added: Mapping[str, Any]) -> str:
-    """A config file for a container: as on Kubernetes, with ``added`` among the args."""
-    document = for_kubernetes(read_serve_file(root / IMAGE_SOURCE))
+    """A config file for a container, with ``added`` among the args."""
+    document = for_containers(read_serve_file(root / IMAGE_SOURCE))
     for application in document["applications"]:
         application["args"] |= added
     config = yaml.safe_dump(document, sort_keys=False, width=100)

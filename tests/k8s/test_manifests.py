@@ -135,13 +135,16 @@ def test_stale_patches_are_named_and_written_anew(tmp_path):
 
 
 @pytest.mark.parametrize(("patch", "source"), SOURCES.items())
-def test_only_where_it_listens_and_who_may_come_in_differ_from_the_source(patch, source):
+def test_only_where_it_runs_and_listens_and_who_may_come_in_differ_from_the_source(patch, source):
     theirs = yaml.safe_load((ROOT / source).read_text())
     config = yaml.safe_load(read_objects(ROOT / patch)[0]["spec"]["serveConfigV2"])
     assert config == for_kubernetes(theirs)
     assert config.pop("proxy_location") == "EveryNode"
     assert config["http_options"].pop("host") == "0.0.0.0"
     assert config["applications"][0]["args"].pop("access") == {"require_keys": True}
+    (ingress,) = config["applications"][0].pop("deployments")
+    assert ingress["name"] == "Ingress"
+    assert ingress["ray_actor_options"]["label_selector"] == {"ray.io/node-group": "!headgroup"}
     del theirs["proxy_location"], theirs["http_options"]["host"]
     assert config == theirs
 
