@@ -1,0 +1,1 @@
+"""An application that asks for keys, on a running Serve."""
