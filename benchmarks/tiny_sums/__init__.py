@@ -1,0 +1,1 @@
+"""Trains a tiny model with untied embeddings to add up, in the words of our agents."""
