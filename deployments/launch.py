@@ -22,6 +22,8 @@ from deployments.proxy import ENVIRONMENT
 HOST = "127.0.0.1"
 SAMPLE_QUESTION = "What is the capital of France?"
 READY_TIMEOUT_S = 300.0
+READY_ANSWER_TIMEOUT_S = 10.0
+READY_POLL_S = 0.2
 OBJECT_STORE_BYTES = 512 * 2**20
 MAX_LOG_CHARS = 4000
 MIN_CPUS = 2
@@ -37,13 +39,16 @@ for name, value in ENVIRONMENT.items():
 
 import httpx  # noqa: E402
 import ray  # noqa: E402
+import typer  # noqa: E402
 from ray import serve  # noqa: E402
 from ray.serve.schema import ApplicationStatus  # noqa: E402
 
-from deployments.ask import AskError, ask, wait_until_ready  # noqa: E402
 from deployments.check import check_file  # noqa: E402
 from deployments.tracing import exporter_names  # noqa: E402
 from deployments.validate import this_machine  # noqa: E402
+from latentmas_core.cli.backend import ServiceError  # noqa: E402
+from latentmas_core.cli.flags import open_service  # noqa: E402
+from latentmas_core.cli.output import Output  # noqa: E402
 
 
 def main() -> None:
@@ -91,11 +96,17 @@ def _check_free(port: int) -> None:
 
 
 def _ask_sample(url: str) -> None:
-    """A sample that fails says so; the service goes on."""
+    """A sample that fails says so; the service goes on.
+
+    Where the service wants a key, it is that of the environment.
+    """
+    print(f"Q: {SAMPLE_QUESTION}", flush=True)
+    fields = {"question": SAMPLE_QUESTION, "temperature": 0}  # the same answer each time
     try:
-        ask(url, SAMPLE_QUESTION)
-    except (httpx.HTTPError, AskError) as error:
-        print(f"The sample question failed: {error}", flush=True)
+        with open_service(url, api_key=None) as service:
+            Output().show_run(service.stream(fields))
+    except (ServiceError, typer.BadParameter) as error:
+        print(f"The sample question failed: {error.message}", flush=True)
 
 
 @contextmanager
@@ -141,12 +152,20 @@ def _serve_run(config_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 def _wait(url: str, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while not wait_until_ready(url, timeout_s=1.0):
+    while not _is_ready(url):
         if process.poll() is not None:
             sys.exit(f"serve run ended with status {process.returncode}.")
         _exit_if_failed()
         if time.monotonic() > deadline:
             sys.exit(f"not ready after {READY_TIMEOUT_S:.0f} s. The logs are in /tmp/ray.")
+        time.sleep(READY_POLL_S)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=READY_ANSWER_TIMEOUT_S).status_code == 200
+    except httpx.TransportError:  # nobody listens yet
+        return False
 
 
 def _exit_if_failed() -> None:

@@ -1,6 +1,7 @@
 """Output: answers go to standard output, all else to standard error."""
 
 import json
+import os
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -25,6 +26,7 @@ class Output:
             sys.stdout.reconfigure(errors="replace")  # better a wrong character than no answer
         self._as_json = as_json
         self._is_terminal = sys.stdout.isatty()
+        self._is_one_place = _is_one_place()
         self._console = Console(stderr=True, highlight=False)
         self._is_in_a_line = False
 
@@ -79,7 +81,7 @@ class Output:
 
     def tell(self, line: str, *, style: str = "") -> None:
         """A line on standard error."""
-        if self._is_terminal:  # elsewhere the two do not meet, and the answer stays as it is
+        if self._is_one_place:  # elsewhere the answer stays as it is
             self._end_line()
         self._console.print(Text(harmless(line), style=style), soft_wrap=True)
 
@@ -98,3 +100,11 @@ class Output:
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
+
+
+def _is_one_place() -> bool:
+    """Whether both outputs go to one place, such as a terminal."""
+    try:
+        return os.path.samestat(os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno()))
+    except (OSError, ValueError):  # one of them is no file
+        return False

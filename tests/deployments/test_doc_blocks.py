@@ -24,7 +24,7 @@ URL = "http://127.0.0.1:8000"
 MAKE = {
     "make serve": "installs and runs until it is ended; tests/test_launch.py runs what it starts",
     "make test": "is what runs this test",
-    'make ask Q="Name three primary colors."': "asks port 8000; test_ask.py tests its program",
+    'make ask Q="Name three primary colors."': "asks port 8000; test_make_ask.py asks another",
 }
 # tests/test_examples.py takes these two blocks from README itself.
 RUN_BY_TEST_EXAMPLES = {("README.md", "python")}
