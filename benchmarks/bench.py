@@ -43,10 +43,12 @@ def asking(
 
 
 def durations(side: str, runs: Sequence[Run]) -> Figures:
+    """Of each round. [s]"""
     return Figures(side, [run.duration_s for run in runs])
 
 
 def rates(side: str, runs: Sequence[Run]) -> Figures:
+    """Of each round. [tokens/s]"""
     return Figures(side, [run.tokens_per_s for run in runs])
 
 

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure_all(sizes: Sizes, num_threads: int, titles: Sequence[str]) -> list[Measurement]:
+    """All measurements with these titles, on one cluster and one model."""
     with (
         tempfile.TemporaryDirectory(prefix="latentmas-handoff-") as folder,
         open_cluster(num_cpus=NUM_CPUS, object_store_bytes=OBJECT_STORE_BYTES) as cluster,

@@ -86,6 +86,7 @@ def _joined(old: torch.Tensor, new: torch.Tensor, start: int) -> torch.Tensor:
 def compare(
     plain: PlainLatentMAS, prompts: Sequence[list[int]], *, latent_steps: int, max_tokens: int
 ) -> Outcome:
+    """One question under both variants, beside the chain in the model's dtype."""
     exact: PlainMemory | None = None
     reader: PlainMemory | None = None
     chain: PlainMemory | None = None
@@ -141,6 +142,7 @@ def _read(
 
 
 def report(outcomes: Sequence[Outcome], itemsize: int) -> Iterator[str]:
+    """The outcomes as lines of text."""
     num_bytes = sum(one.num_bytes for one in outcomes)
     exact = sum(one.num_bytes_exact for one in outcomes)
     in_16_bits = exact * 2 / itemsize

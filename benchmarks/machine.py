@@ -24,6 +24,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str | None]:
+    """None for a package that is not installed."""
     packages = ("torch", "transformers", "latentmas")
     return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
 
@@ -55,6 +56,7 @@ def available_bytes() -> int:
 
 
 def total_bytes() -> int:
+    """The memory of this machine."""
     return _memory_bytes("MemTotal")
 
 

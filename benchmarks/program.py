@@ -49,6 +49,7 @@ def parse_with_model(
 
 
 def positive(text: str) -> int:
+    """An integer of the command line that is 1 at least."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"is {number}; it must be at least 1")
@@ -148,4 +149,5 @@ def exit_status(measured: Sequence[Measurement]) -> int:
 
 
 def say(message: str) -> None:
+    """A line about progress; figures go to standard output."""
     print(message, file=sys.stderr, flush=True)

@@ -49,6 +49,7 @@ class Recall(NamedTuple):
 
 
 def load_questions(folder: Path = FOLDER) -> list[Question]:
+    """Those of ``folder``, in the order of its file."""
     return [Question(**entry) for entry in json.loads((folder / "questions.json").read_text())]
 
 

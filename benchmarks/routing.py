@@ -28,6 +28,8 @@ class Labelled(NamedTuple):
 
 
 class Answer(NamedTuple):
+    """Where a question was sent, and in what time."""
+
     labelled: Labelled
     found: Classification
     seconds: float
@@ -48,6 +50,7 @@ def read_questions(path: Path) -> list[Labelled]:
 
 
 def ask_all(questions: Sequence[Labelled]) -> list[Answer]:
+    """One after the other, with the lexicon read before."""
     classify(questions[0].question)  # reads the lexicon
     return [_ask(labelled) for labelled in questions]
 
@@ -59,6 +62,7 @@ def _ask(labelled: Labelled) -> Answer:
 
 
 def report_lines(answers: Sequence[Answer]) -> Iterator[str]:
+    """What was confused, shares with their intervals, and the time."""
     one = [answer for answer in answers if len(answer.labelled.domains) == 1]
     several = [answer for answer in answers if len(answer.labelled.domains) > 1]
     yield from _confusion_lines(one)

@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure_all(model_name: str, sizes: Sizes, num_threads: int, titles: Sequence[str]) -> Taken:
+    """All measurements with these titles, on one cluster, and their raw runs."""
     num_cpus = NUM_CPUS_PER_THREAD * num_threads
     with open_cluster(num_cpus=num_cpus, object_store_bytes=OBJECT_STORE_BYTES) as cluster:
         bench = LoadBench(cluster, model_name, num_threads, sizes)

@@ -63,6 +63,7 @@ def notes_of(measured: Sequence[Measurement]) -> Iterator[str]:
 
 
 def same_ids_text(comparison: Comparison) -> str:
+    """How many answers have the same tokens on both sides; empty where none were compared."""
     agreement = comparison.agreement
     if agreement is None:
         return ""
@@ -70,13 +71,16 @@ def same_ids_text(comparison: Comparison) -> str:
 
 
 def others_text(comparison: Comparison) -> str:
+    """What other programs took meanwhile."""
     cores = comparison.foreign_cores
     return "" if cores is None else f"{cores:.1f} cores"
 
 
 def unit_text(unit: str) -> str:
+    """Short, for a column."""
     return {"tokens/s": "tok/s", "requests/s": "req/s", "tokens": "tok"}.get(unit, unit)
 
 
 def number_text(value: float) -> str:
+    """Three digits of it, or all in front of the point."""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"

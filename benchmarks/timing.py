@@ -17,6 +17,7 @@ class Timed(NamedTuple, Generic[T]):
 
 
 def timed(device: torch.device, function: Callable[[], T]) -> Timed[T]:
+    """What a function returns and how long it took, with all that it left to the device."""
     started_s = _now_s(device)
     value = function()
     return Timed(value, _now_s(device) - started_s)

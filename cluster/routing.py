@@ -94,6 +94,7 @@ class ResidencyRouter(FIFOMixin, RequestRouter):
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
+        """Serve's call: the replicas, each in a list of its own, the best first."""
         if pending_request is not None:
             # Every replica is offered each time: Serve is to wait a little before it asks again.
             pending_request.routing_context.should_backoff = True

@@ -111,6 +111,7 @@ class AdapterHost:
                 raise
 
     async def load(self, order: AdapterOrder) -> LoadedAdapter | AdapterFailed:
+        """Failures are told, not raised: they cross a handle."""
         name = order.source.name
         before = self._origins.get(name)
         try:
@@ -162,6 +163,7 @@ class AdapterHost:
         }
 
     async def listing(self) -> AdapterListing:
+        """What is loaded here, and by whom; what was unloaded."""
         return AdapterListing(
             tuple(
                 LoadedAdapter(info, *self._origins[info.name])

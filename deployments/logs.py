@@ -30,6 +30,7 @@ _notes: ContextVar[dict[str, Any] | None] = ContextVar("notes", default=None)
 
 
 def current_origin() -> Origin:
+    """Of the request or call that runs now."""
     return _origin.get()
 
 

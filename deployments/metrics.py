@@ -33,6 +33,8 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 
 
 
 class Kind(StrEnum):
+    """What Prometheus calls the type of a metric."""
+
     COUNTER = "counter"
     GAUGE = "gauge"
     HISTOGRAM = "histogram"
@@ -228,6 +230,7 @@ class EngineMetrics:
         self._last: dict[Metric, int] = {}
 
     def report(self, stats: EngineStats) -> None:
+        """Gauges as they are, counters by how much they grew since the last report."""
         adapters = stats.adapters
         gauges = {
             RUNNING: stats.num_running,

@@ -181,6 +181,7 @@ class TurnSpans:
         self._entered.append((phase, time.time_ns()))
 
     def finish(self, trace: AgentTrace) -> None:
+        """End the span, and give it those of its phases."""
         self._span.set_attributes(_of_turn(trace))
         spent = _nanoseconds(trace.phases)
         begin = self._first_began_at(spent)

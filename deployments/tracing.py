@@ -134,6 +134,7 @@ def as_trace_context(span: Span) -> TraceContext:
 
 
 def continued(context: TraceContext) -> Context:
+    """The trace that a message came with, so that spans join it."""
     return _W3C.extract(context)
 
 

@@ -32,6 +32,7 @@ def main() -> None:
 
 
 def page() -> str:
+    """docs/configuration-reference.md as the models make it."""
     return "\n".join([HEAD, *(_section(model) for model in all_models())])
 
 

@@ -30,6 +30,7 @@ def main() -> None:
 
 
 def page() -> str:
+    """docs/licences.md as the installed packages make it."""
     declared = declared_names()
     brought = sorted(needed_by(declared) - declared)
     return "\n".join(

@@ -29,6 +29,8 @@ class PlainMemory:
 
 
 class PlainThought(NamedTuple):
+    """The memory behind the last latent step, and the steps."""
+
     memory: PlainMemory
     latents: Tensor  # [num_steps, hidden_size], the input embeddings that were fed
 

@@ -46,10 +46,12 @@ def shares() -> Scale:
 
 
 def colour(index: int) -> str:
+    """Of a line; they come round again."""
     return COLOURS[index % len(COLOURS)]
 
 
 def axis_across(scale: Scale, unit: str) -> Iterator[str]:
+    """Ticks and unit below the drawing."""
     for value in scale.ticks():
         x = scale(value)
         yield line((x, TOP), (x, HEIGHT - BOTTOM), "#e5e7eb")
@@ -58,6 +60,7 @@ def axis_across(scale: Scale, unit: str) -> Iterator[str]:
 
 
 def axis_up(scale: Scale, form: str = ".0%") -> Iterator[str]:
+    """Ticks on the left."""
     for value in scale.ticks():
         y = scale(value)
         yield line((LEFT, y), (WIDTH - RIGHT, y), "#e5e7eb")
@@ -76,6 +79,7 @@ def mark(x: float, y: float, index: int) -> str:
 def line(
     start: tuple[float, float], end: tuple[float, float], stroke: str, *, width: float = 1.0
 ) -> str:
+    """From one point to another, in pixels."""
     return (
         f'<line x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" '
         f'stroke="{stroke}" stroke-width="{width:g}"/>'
@@ -83,10 +87,12 @@ def line(
 
 
 def text(x: float, y: float, words: str, *, anchor: str = "start") -> str:
+    """Words at a point, in pixels."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def rectangle(x: float, y: float, width: float, height: float, fill: str, opacity: float) -> str:
+    """Its corner at the top left, in pixels."""
     return (
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
         f'fill="{fill}" fill-opacity="{opacity:g}"/>'

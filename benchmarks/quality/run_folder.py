@@ -75,6 +75,8 @@ class AnswerRow(FrozenModel):
 
 
 class AnswerKey(NamedTuple):
+    """What makes an answer of a run folder unique."""
+
     task: str
     question_id: str
     method: str

@@ -10,6 +10,8 @@ Z_95 = 1.96  # of a two-sided interval of 95 %
 
 
 class Interval(NamedTuple):
+    """Both ends belong to it."""
+
     low: float
     high: float
 

@@ -90,6 +90,8 @@ class AgentTokens:
 
 
 class Key(NamedTuple):
+    """A row of the summary."""
+
     task: str
     method: str
 

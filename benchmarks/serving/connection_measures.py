@@ -113,6 +113,7 @@ def held_in(stats: Mapping[str, Any]) -> dict[str, int]:
 
 
 def measured(crowded: Crowded, sizes: Sizes) -> Iterator[Measurement]:
+    """The crowd as measurements; what went wrong comes first."""
     what = f"{sizes.num_clients} clients for {sizes.seconds:g} s"
     problems = [f"{count} x {problem}" for problem, count in crowded.run.problems.items()]
     problems += [f"/healthz: {probe.problem}" for probe in crowded.probes if probe.problem]

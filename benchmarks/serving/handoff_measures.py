@@ -326,6 +326,7 @@ def _ms(side: str, seconds: Sequence[float]) -> Figures:
 
 
 def percentile(figures: Figures, percent: int) -> float:
+    """Of the rounds; a single round is its own."""
     if len(figures.rounds) == 1:
         return figures.rounds[0]
     return statistics.quantiles(figures.rounds, n=100, method="inclusive")[percent - 1]

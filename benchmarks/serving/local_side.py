@@ -10,6 +10,8 @@ from latentmas_core.system import LatentMASSystem
 
 
 class LocalSide:
+    """The same questions in one process, without Ray."""
+
     def __init__(self, engine: EngineConfig, latent_steps: int) -> None:
         self._system = LatentMASSystem(latent_steps=latent_steps, engine_config=engine)
         self._system.add_default_agents()

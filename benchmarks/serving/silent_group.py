@@ -9,6 +9,8 @@ from deployments.messages import StageCall, StageMade
 
 @serve.deployment
 class SilentGroup:
+    """A group that makes nothing, so that a call is all that is measured."""
+
     async def run_stage(self, call: StageCall) -> AsyncGenerator[StageMade, None]:
         yield StageMade(None, (), 0, (), "stop")
 

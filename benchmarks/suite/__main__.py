@@ -46,6 +46,7 @@ def main(
 
 
 def chosen_parts(options: argparse.Namespace) -> list[Part]:
+    """Those that were asked for, in their own order."""
     parts = QUICK if options.quick else FULL
     return [part for part in parts if part.name in (options.only or NAMES)]
 

@@ -38,6 +38,7 @@ class _Ended(NamedTuple):
 
 
 def current_commit() -> Commit:
+    """That of the working tree."""
     return Commit(**describe_commit())
 
 

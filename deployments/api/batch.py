@@ -74,6 +74,8 @@ class Answerer(Protocol):
 
 
 def add_batch_route(app: FastAPI, answerer: Answerer, limits: CallerLimits) -> None:
+    """``POST /v1/batch``."""
+
     @app.post("/v1/batch", response_model=BatchAnswer)
     async def batch(body: BatchBody) -> BatchAnswer:
         """Ask several questions at the same time. If one of them cannot be meant, none is begun."""

@@ -92,6 +92,8 @@ class Catalogue(Protocol):
 
 
 def add_catalogue_routes(app: FastAPI, catalogue: Catalogue) -> None:
+    """``GET /v1/pipelines`` and ``/v1/agents``."""
+
     @app.get("/v1/pipelines", response_model=Pipelines)
     async def pipelines() -> Pipelines:
         """The pipelines that are offered: their agents and edges, and which group runs what."""

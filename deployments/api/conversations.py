@@ -43,6 +43,7 @@ class Deleted(FrozenModel):
 
 
 def add_conversation_routes(app: FastAPI, conversations: Conversations) -> None:
+    """``/v1/conversations``; everyone sees those of their own tenant."""
     store = conversations.store
 
     @app.get("/v1/conversations", response_model=ConversationList)

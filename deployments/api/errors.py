@@ -97,6 +97,7 @@ _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def kind_of(error: LatentMASError) -> ErrorKind:
+    """By the first class of ours that it is an instance of; INTERNAL if there is none."""
     return next((kind for cls, kind in _KINDS.items() if isinstance(error, cls)), INTERNAL)
 
 
@@ -108,10 +109,12 @@ def for_call(path: str, kind: ErrorKind) -> ErrorKind:
 
 
 def is_openai_call(path: str) -> bool:
+    """Whether a client of OpenAI calls it, which expects 400 where others get 422."""
     return any(call in path for call in _OPENAI_CALLS)
 
 
 def error_detail(kind: ErrorKind, message: str, param: str | None) -> ErrorDetail:
+    """What the body says, in text that can be encoded."""
     return ErrorDetail(
         message=_encodable(message),
         type=kind.type,
@@ -121,6 +124,7 @@ def error_detail(kind: ErrorKind, message: str, param: str | None) -> ErrorDetai
 
 
 def error_body(kind: ErrorKind, message: str, param: str | None) -> dict[str, Any]:
+    """OpenAI's shape of an error."""
     return ErrorBody(error=error_detail(kind, message, param)).model_dump()
 
 
@@ -130,6 +134,7 @@ def error_response(
     param: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
+    """With ``Retry-After`` where the service is only busy."""
     retry = {"Retry-After": str(RETRY_AFTER_S)} if kind.status == 503 else {}
     return JSONResponse(error_body(kind, message, param), kind.status, {**retry, **(headers or {})})
 

@@ -82,6 +82,7 @@ def new_key() -> str:
 
 
 def digest_of(key: str) -> bytes:
+    """The SHA-256 of a key, which is all that is kept of it."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 

@@ -43,6 +43,8 @@ class JobCompleted(_JobAnswer):
 
 
 class JobFailed(_JobAnswer):
+    """A job that was not done, and why."""
+
     status: Literal["FAILED"] = "FAILED"
     error: str
 

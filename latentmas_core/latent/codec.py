@@ -50,6 +50,7 @@ Fill = Callable[[Segment, SegmentTensors], None]
 
 
 def take_fresh(num_bytes: int) -> torch.Tensor:
+    """A buffer that nobody has used before. [num_bytes], uint8"""
     return torch.empty(num_bytes, dtype=torch.uint8)
 
 

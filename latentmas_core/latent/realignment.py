@@ -47,6 +47,7 @@ class Realignment:
 
 
 def is_tied(input_weight: torch.Tensor, output_weight: torch.Tensor) -> bool:
+    """Whether both are the same numbers, in one tensor or in two. [vocab_size, hidden_size]"""
     if input_weight.data_ptr() == output_weight.data_ptr():
         return True
     if input_weight.shape != output_weight.shape:

@@ -19,6 +19,7 @@ NUM_ID_CHARS = 32
 
 
 def new_segment_id() -> str:
+    """Unique over all replicas."""
     return uuid.uuid4().hex
 
 

@@ -37,6 +37,7 @@ class AdapterLayout:
 
     @classmethod
     def of(cls, base: BaseModel, targets: Iterable[str], rank: int) -> "AdapterLayout":
+        """Where the matrices of an adapter with these targets lie in its two rows of numbers."""
         spans: dict[str, Span] = {}
         num_a = num_b = 0
         for target in targets:

@@ -70,6 +70,7 @@ class Executor(Generic[MemoryRef]):
 
 
 def new_run_id() -> str:
+    """Unique over all ingresses; it is the ``id`` of the result."""
     return f"reason-{uuid.uuid4().hex}"
 
 

@@ -80,6 +80,7 @@ class NodeTurn:
         return self._outcome.finish_reason
 
     async def events(self) -> AsyncGenerator[Event, None]:
+        """The turn, from AgentStarted to AgentFinished; ``left`` is there before the last."""
         self._started_at = time.time()
         started_at = time.perf_counter()
         yield AgentStarted(self._seat.node, self._seat.stage)

@@ -24,6 +24,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 def completion_of(result: Result, asked: Asked) -> ChatCompletion:
+    """A result in the shape of a completion, with the run itself under ``latentmas``."""
     spoken = spoken_in(result, asked)
     calls = [answer_call(call) for call in spoken.calls]
     message = AnswerMessage(content=spoken.content or None if calls else spoken.content)
@@ -55,12 +56,14 @@ def spoken_in(result: Result, asked: Asked) -> Spoken:
 
 
 def finish_reason_of(result: Result, spoken: Spoken) -> FinishReason:
+    """Calls of tools win over the length."""
     if spoken.calls:
         return "tool_calls"
     return "length" if result.finish_reason == "length" else "stop"
 
 
 def answer_call(call: ToolCall) -> AnswerCall:
+    """A call that the model wrote, with an id of its own."""
     arguments = json.dumps(call.arguments, ensure_ascii=False)
     return AnswerCall(
         id=f"call_{uuid.uuid4().hex}",
@@ -69,6 +72,7 @@ def answer_call(call: ToolCall) -> AnswerCall:
 
 
 def usage_of(result: Result) -> ChatUsage:
+    """Of all agents; latent steps are no tokens."""
     usage = result.usage
     return ChatUsage(
         prompt_tokens=usage.prompt_tokens,
@@ -92,4 +96,5 @@ def trace_of(result: Result) -> RunTrace:
 
 
 def new_id() -> str:
+    """Of a completion."""
     return f"chatcmpl-{uuid.uuid4().hex}"

@@ -102,6 +102,8 @@ class CalledFunction(FrozenModel):
 
 
 class MessageToolCall(FrozenModel):
+    """A call that an assistant of the conversation made."""
+
     id: Text
     type: Literal["function"] = "function"
     function: CalledFunction
@@ -151,6 +153,8 @@ class Message(FrozenModel):
 
 
 class FunctionTool(FrozenModel):
+    """A function of the client that the model may call."""
+
     name: ToolName
     description: AnyText | None = None
     parameters: JsonObject | None = None
@@ -158,15 +162,21 @@ class FunctionTool(FrozenModel):
 
 
 class Tool(FrozenModel):
+    """A tool of the client; there are functions only."""
+
     type: Literal["function"]
     function: FunctionTool
 
 
 class StreamOptions(FrozenModel):
+    """``include_usage``: a last chunk without choices says what was used."""
+
     include_usage: JsonBool = False
 
 
 class ResponseFormat(FrozenModel):
+    """Text, and nothing else."""
+
     type: Literal["text"]
 
 
@@ -225,6 +235,8 @@ class AnswerCall(Answered):
 
 
 class AnswerMessage(Answered):
+    """What the speaker said. ``content`` is None where it only called tools."""
+
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
@@ -232,11 +244,15 @@ class AnswerMessage(Answered):
 
 
 class Logprobs(Answered):
+    """The tokens of the answer, each with its alternatives."""
+
     content: tuple[AnswerToken, ...] | None
     refusal: None = None
 
 
 class Choice(Answered):
+    """The one answer of a completion."""
+
     index: Literal[0] = 0
     message: AnswerMessage
     logprobs: Logprobs | None = None
@@ -265,6 +281,8 @@ class RunTrace(Answered):
 
 
 class ChatCompletion(Answered):
+    """A whole answer."""
+
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
@@ -286,5 +304,7 @@ class Model(Answered):
 
 
 class ModelList(Answered):
+    """Whatever ``model`` may name."""
+
     object: Literal["list"] = "list"
     data: list[Model]

@@ -33,6 +33,7 @@ _ids = TypeAdapter[str](ConversationId)
 
 
 def new_id() -> str:
+    """Of a conversation that its client gave none."""
     return uuid.uuid4().hex
 
 

@@ -61,6 +61,7 @@ def get(
 def find_by_key(
     connection: Connection, key: int, *, locked: bool = False
 ) -> ConversationRow | None:
+    """None if it is gone. ``locked``: nobody else writes to it until the transaction ends."""
     query = select(conversations).where(conversations.c.key == key)
     return connection.execute(query.with_for_update() if locked else query).first()
 

@@ -113,6 +113,7 @@ class ConversationStore:
         return await self._database.read(work)
 
     async def rename(self, tenant: str, conversation_id: str, title: str) -> ConversationInfo:
+        """Raises NotFoundError, and ConfigError for a title that is none."""
         check_id(conversation_id)
         checked = check_title(title, self._config.max_title_chars)
 

@@ -54,6 +54,7 @@ class Hit(NamedTuple):
 
     @property
     def citation(self) -> Citation:
+        """With pages where the document has any, else with lines."""
         chunk, document = self.chunk, self.chunk.document
         first = chunk.end - len(chunk.text.lstrip())  # blanks around it are on no page of its own
         last = chunk.start + len(chunk.text.rstrip())

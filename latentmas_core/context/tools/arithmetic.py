@@ -79,18 +79,22 @@ def bounded(value: Number) -> Number:
 
 
 def add(left: Number, right: Number) -> Number:
+    """Whole numbers exactly, others to the digits of the context; see ``bounded``."""
     return bounded(left + right)
 
 
 def subtract(left: Number, right: Number) -> Number:
+    """Whole numbers exactly, others to the digits of the context; see ``bounded``."""
     return bounded(left - right)
 
 
 def multiply(left: Number, right: Number) -> Number:
+    """Whole numbers exactly, others to the digits of the context; see ``bounded``."""
     return bounded(left * right)
 
 
 def divide(left: Number, right: Number) -> Number:
+    """An integer where it comes out even, else rounded to the digits of the context."""
     if isinstance(left, int) and isinstance(right, int) and left % right == 0:
         return left // right
     return Decimal(left) / Decimal(right)

@@ -72,6 +72,7 @@ class Calculation(FrozenModel):
 
 
 def calculator_tool() -> Tool:
+    """The shipped tool over ``evaluate``."""
     return Tool(
         "calculator",
         "Computes an arithmetic expression exactly: + - * / // % ** and parentheses, constants "

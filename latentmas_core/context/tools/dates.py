@@ -42,6 +42,7 @@ class OneDay(FrozenModel):
 
 
 def utc_now() -> datetime:
+    """The clock that tools read unless they are given another."""
     return datetime.now(UTC)
 
 

@@ -38,6 +38,7 @@ class Conversion(FrozenModel):
 
 
 def convert_units_tool() -> Tool:
+    """The shipped tool over a UnitConverter of its own."""
     return Tool(
         "convert_units",
         "Converts a value from one unit to another. Temperatures are degC, degF and kelvin.",
