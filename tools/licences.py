@@ -70,14 +70,18 @@ def needed_by(names: Iterable[str]) -> set[str]:
 def licence_of(name: str) -> str:
     """An expression of SPDX where the package has one, else its own words."""
     told = metadata.metadata(name)
-    expression = told.get("License-Expression")
-    if expression:
-        return str(expression)
+    if expression := _field(told, "License-Expression"):
+        return expression
     classes = [one for one in told.get_all("Classifier", []) if one.startswith("License ::")]
     if classes:
         return ", ".join(one.rpartition(" :: ")[2] for one in classes)
-    own_words = (told.get("License") or "").strip()
+    own_words = _field(told, "License").strip()
     return re.split(r"\n", own_words)[0] or UNTOLD
+
+
+def _field(told: metadata.PackageMetadata, name: str) -> str:
+    """Empty where the package does not say."""
+    return str(told[name]) if name in told else ""
 
 
 def _is_installed(name: str) -> bool:
