@@ -54,8 +54,8 @@ from latentmas_core.latent.codec import PackedSegments
 from latentmas_core.latent.int8_codec import Int8Segments
 from latentmas_core.latent.memory import Memory
 from latentmas_core.lora.cached_adapter import AdapterState
-from latentmas_core.lora.choice import names_in
 from latentmas_core.lora.mix import AdapterMix
+from latentmas_core.pipelines.adapter_choice import names_in
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.runner import StageDone
 from latentmas_core.pipelines.stage_worker import Roster, StageWorker

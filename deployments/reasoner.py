@@ -35,7 +35,7 @@ from latentmas_core.context.reading import Reading
 from latentmas_core.context.request import AskRequest
 from latentmas_core.errors import DeadlineError, LatentMASError, NotFoundError
 from latentmas_core.events import AnswerDone, Event
-from latentmas_core.lora.choice import adapters_of, check_choices
+from latentmas_core.pipelines.adapter_choice import adapters_of, check_choices
 from latentmas_core.pipelines.assignment import exchanges_memory
 from latentmas_core.pipelines.executor import Executor, new_run_id, result_of
 from latentmas_core.pipelines.plan import Plan, Stage, plan

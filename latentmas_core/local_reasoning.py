@@ -8,7 +8,7 @@ from typing import NamedTuple
 from latentmas_core.agents.config import AgentConfig
 from latentmas_core.context.reading import Reading
 from latentmas_core.events import Event
-from latentmas_core.lora.choice import adapters_of, check_choices
+from latentmas_core.pipelines.adapter_choice import adapters_of, check_choices
 from latentmas_core.pipelines.executor import Executor
 from latentmas_core.pipelines.local_runner import LocalAgentRunner
 from latentmas_core.pipelines.plan import Plan, plan

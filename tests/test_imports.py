@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = {"benchmarks", "examples", "tests"}
+PROGRAMS = {"benchmarks", "examples", "tests", "tools"}
 FORBIDDEN = {
     "latentmas_core": {"ray", "starlette", "fastapi", "uvicorn", "deployments", "cluster"}
     | PROGRAMS,
@@ -19,6 +19,7 @@ FORBIDDEN = {
     "benchmarks": {"ray", "deployments", "cluster", "tests"},
     "benchmarks/serving": {"tests"},  # it measures deployments, so it may look at them
     "examples": {"deployments", "tests"},
+    "tools": PROGRAMS - {"tools"},
 }
 
 

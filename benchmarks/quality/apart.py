@@ -16,7 +16,7 @@ from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.latent.codec import unpack
 from latentmas_core.latent.int8_codec import Int8Segments, from_int8
 from latentmas_core.latent.segment import SegmentTensors
-from latentmas_core.lora.choice import check_choices
+from latentmas_core.pipelines.adapter_choice import check_choices
 from latentmas_core.pipelines.choice import find_pipeline
 from latentmas_core.pipelines.executor import Executor, result_of
 from latentmas_core.pipelines.local_runner import LocalAgentRunner

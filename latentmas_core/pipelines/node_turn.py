@@ -19,7 +19,7 @@ from latentmas_core.events import (
     AnswerDelta,
     Event,
 )
-from latentmas_core.lora.choice import ChosenAdapters
+from latentmas_core.pipelines.adapter_choice import ChosenAdapters
 from latentmas_core.pipelines.assignment import Assignment
 from latentmas_core.pipelines.ownership import OwnedMemories
 from latentmas_core.pipelines.runner import Said

@@ -14,7 +14,7 @@ from latentmas_core.agents.config import AgentConfig
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.errors import ContextLengthError
 from latentmas_core.events import Event
-from latentmas_core.lora.choice import choice_of, resolve
+from latentmas_core.pipelines.adapter_choice import choice_of, resolve
 from latentmas_core.pipelines.assignment import assign_speaker, assign_thinker
 from latentmas_core.pipelines.node_turn import Handover, NodeTurn, Seat
 from latentmas_core.pipelines.ownership import OwnedMemories
