@@ -18,12 +18,13 @@ class Timed(NamedTuple, Generic[T]):
 
 def timed(device: torch.device, function: Callable[[], T]) -> Timed[T]:
     """What a function returns and how long it took, with all that it left to the device."""
-    started_s = _now_s(device)
+    started_s = now_s(device)
     value = function()
-    return Timed(value, _now_s(device) - started_s)
+    return Timed(value, now_s(device) - started_s)
 
 
-def _now_s(device: torch.device) -> float:
+def now_s(device: torch.device) -> float:
+    """A clock that goes on once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -5,7 +5,6 @@ answers are plain argmax chains and all peers give the same ids in fp32.
 """
 
 import statistics
-import time
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,8 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
 )
+
+from benchmarks.timing import now_s
 
 NUM_WARMUP_STEPS = 3
 PAGE_ROWS = 64
@@ -101,9 +102,9 @@ def eager_step_ms(model: PreTrainedModel, *, context_len: int, repeats: int) -> 
     token_ids = _next_token(model, token_ids, cache)
     durations_ms: list[float] = []
     for _ in range(NUM_WARMUP_STEPS + repeats):
-        started = _now(model.device)
+        started = now_s(model.device)
         token_ids = _next_token(model, token_ids, cache)
-        durations_ms.append(1e3 * (_now(model.device) - started))
+        durations_ms.append(1e3 * (now_s(model.device) - started))
     return statistics.median(durations_ms[NUM_WARMUP_STEPS:])
 
 
@@ -113,12 +114,6 @@ def _next_token(
     """[1, num_rows] ids in, [1, 1] id out."""
     output = model(token_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return output.logits[:, -1].argmax(dim=-1, keepdim=True)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _forced_length(model: PreTrainedModel, max_tokens: int) -> GenerationConfig:

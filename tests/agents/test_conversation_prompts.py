@@ -10,6 +10,7 @@ from latentmas_core.agents.instructions import Situation
 from latentmas_core.agents.prompts import build_messages, encode_prompt
 from latentmas_core.chat import ChatMessage, Conversation, ToolCall, ToolSpec
 from latentmas_core.errors import ConfigError
+from tests.agents.test_prompts import count_control_tokens
 from tests.scripted_model import make_scripted_tokenizer
 
 QUESTION = " What now? \n"
@@ -92,10 +93,6 @@ def test_who_is_shown_the_question_is_shown_what_stands_around_it(agent, situati
         assert roles == ["system", "user"]
     else:
         assert roles == ["system", "user", "assistant", "user", "assistant", "tool"]
-
-
-def count_control_tokens(tokenizer, ids):
-    return sum(token_id in tokenizer.all_special_ids for token_id in ids)
 
 
 def prompt_with(tokenizer, place, text):

@@ -8,7 +8,6 @@ os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -26,6 +25,7 @@ from deployments.proxy import ENVIRONMENT
 from tests.deployments.fake_reasoner import OFFERED, FakeReasoner
 from tests.deployments.otlp import Receiver
 from tests.deployments.service import Service
+from tests.ports import free_port
 
 os.environ.update(ENVIRONMENT)
 
@@ -64,7 +64,7 @@ def otlp() -> Iterator[Receiver]:
 @pytest.fixture(scope="package")
 def serve_port(otlp: Receiver) -> Iterator[int]:
     """The HTTP port of a Serve that hosts nothing yet."""
-    port = _free_port()
+    port = free_port()
     tracing = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": otlp.endpoint,
         "OTEL_TRACES_SAMPLER": "parentbased_always_off",
@@ -105,10 +105,3 @@ def deploy(serve_port: int) -> Iterator[Deploy]:
 
         yield deploy_app
         serve.delete(Service.NAME)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -4,7 +4,6 @@
 """
 
 import os
-import socket
 import subprocess
 import sys
 from typing import Any, Self
@@ -12,16 +11,11 @@ from typing import Any, Self
 import httpx
 import ray
 
+from tests.ports import free_port
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 API = "/api/serve/applications/"
 TIMEOUT_S = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class DashboardCluster:

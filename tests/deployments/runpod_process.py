@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
+
+from tests.ports import free_port
 
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 20.0
@@ -26,7 +27,7 @@ class WorkerProcess:
         self._log = log
 
     def __enter__(self) -> Self:
-        self._port = _free_port()
+        self._port = free_port()
         options = ("--rp_serve_api", "--rp_api_host", "127.0.0.1", "--rp_api_port", str(self._port))
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -80,10 +81,3 @@ class WorkerProcess:
                         f"the worker did not start:\n{self._log.read_text()}"
                     ) from None
             time.sleep(POLL_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,7 @@ from tests.deployments.validating import (
     REPO,
     ROOMY,
     SHIPPED,
-    Change,
-    changed,
+    accept,
     validate,
     with_args,
     with_group,
@@ -26,13 +26,7 @@ from tests.deployments.validating import (
 @pytest.fixture
 def accepted(tmp_path: Path) -> Callable[..., Result]:
     """Changes the shipped application's config, which stays valid."""
-
-    def accept(change: Change, *options: str) -> Result:
-        result = changed(tmp_path, change, *(options or ROOMY))
-        assert result.exit_code == 0, result.output
-        return result
-
-    return accept
+    return partial(accept, tmp_path)
 
 
 def test_plan_of_the_shipped_config_tells_groups_agents_stages_and_hops():

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from tests.deployments.dashboard_cluster import DashboardCluster, free_port
+from tests.deployments.dashboard_cluster import DashboardCluster
 from tests.deployments.service import Service
 from tests.factories import make_tiny_model
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.deployments.validating import (
     ROOMY,
     SHIPPED,
     Change,
+    accept,
     changed,
     group,
     validate,
@@ -43,13 +45,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
 @pytest.fixture
 def accepted(tmp_path: Path) -> Callable[..., Result]:
     """Changes the shipped application's config, which stays valid."""
-
-    def accept(change: Change, *options: str) -> Result:
-        result = changed(tmp_path, change, *(options or ROOMY))
-        assert result.exit_code == 0, result.output
-        return result
-
-    return accept
+    return partial(accept, tmp_path)
 
 
 # What is refused

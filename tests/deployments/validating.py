@@ -28,6 +28,13 @@ def changed(folder: Path, change: Change, *options: str) -> Result:
     return validate(path, *options)
 
 
+def accept(folder: Path, change: Change, *options: str) -> Result:
+    """What is said of the shipped config once it is changed, which has to stay valid."""
+    result = changed(folder, change, *(options or ROOMY))
+    assert result.exit_code == 0, result.output
+    return result
+
+
 def group(application: dict[str, Any], index: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = application["args"]["groups"][index]
     return found

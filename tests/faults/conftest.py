@@ -16,10 +16,10 @@ import ray
 from ray import serve
 
 from deployments.proxy import ENVIRONMENT
-from tests.deployments.dashboard_cluster import free_port
 from tests.deployments.service import Service
 from tests.factories import make_tiny_model
 from tests.faults.nodes import Nodes
+from tests.ports import free_port
 
 os.environ.update(ENVIRONMENT)
 

@@ -30,10 +30,10 @@ from deployments.proxy import ENVIRONMENT
 from latentmas_core.context.conversations.config import ConversationsConfig
 from latentmas_core.context.conversations.conversations import Conversations
 from tests.context.conversations.answers import take_turn
-from tests.deployments.dashboard_cluster import free_port
 from tests.deployments.service import Service
 from tests.lora.adapters import make_adapter
 from tests.openapi.rules import bearing
+from tests.ports import free_port
 from tests.scripted_model import make_scripted_model
 
 ROOT = Path(__file__).parents[2]

@@ -169,3 +169,11 @@ class Citation(FrozenModel):
             return name
         first, last = place
         return f"{name}, {what} {first}" if first == last else f"{name}, {what}s {first}-{last}"
+
+
+def too_large(name: str, size: str, limit: str) -> DocumentError:
+    """``size`` and ``limit`` with their units."""
+    return DocumentError(
+        f"document {name!r} has {size}, which is more than {limit}. Split it, or raise the limit.",
+        param="documents",
+    )

@@ -16,14 +16,14 @@ from pydantic import Field
 
 from latentmas_core.config import FrozenModel
 from latentmas_core.context.documents.content_types import Unpacker, format_of_response, recoded
-from latentmas_core.context.documents.document import Document
+from latentmas_core.context.documents.document import Document, too_large
 from latentmas_core.context.documents.pinned import (
     ForbiddenAddressError,
     PinnedBackend,
     Resolver,
     system_resolver,
 )
-from latentmas_core.context.documents.readers import Format, ReadLimits, read_bytes, too_large
+from latentmas_core.context.documents.readers import Format, ReadLimits, read_bytes
 from latentmas_core.context.documents.threads import DocumentThreads
 from latentmas_core.context.documents.urls import WebAddress, parsed_url, shown
 from latentmas_core.errors import DocumentError

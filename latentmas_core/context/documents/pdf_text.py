@@ -3,6 +3,7 @@
 import io
 import logging
 
+from latentmas_core.context.documents.document import too_large
 from latentmas_core.errors import DocumentError
 
 # pypdf tells of each oddity of a file that it can read all the same.
@@ -23,13 +24,13 @@ def pdf_pages(content: bytes, name: str, *, max_pages: int, max_chars: int) -> l
         if reader.is_encrypted:
             raise _encrypted(name)
         if len(reader.pages) > max_pages:
-            raise _too_long(name, f"{len(reader.pages)} pages", f"max_pages ({max_pages})")
+            raise too_large(name, f"{len(reader.pages)} pages", f"max_pages ({max_pages})")
         pages: list[str] = []
         for page in reader.pages:
             # A broken font may map to half a surrogate pair, which no tokenizer can read.
             pages.append(page.extract_text().encode(errors="replace").decode())
             if sum(map(len, pages)) > max_chars:
-                raise _too_long(name, "more text", f"max_chars ({max_chars})")
+                raise too_large(name, "more text", f"max_chars ({max_chars})")
     except DocumentError:
         raise
     except DependencyError:  # of a cipher
@@ -47,11 +48,4 @@ def pdf_pages(content: bytes, name: str, *, max_pages: int, max_chars: int) -> l
 def _encrypted(name: str) -> DocumentError:
     return DocumentError(
         f"document {name!r} is encrypted. Save it without a password.", param="documents"
-    )
-
-
-def _too_long(name: str, size: str, limit: str) -> DocumentError:
-    return DocumentError(
-        f"document {name!r} has {size}, which is more than {limit}. Split it, or raise the limit.",
-        param="documents",
     )

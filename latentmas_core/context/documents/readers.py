@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from latentmas_core.config import FrozenModel
-from latentmas_core.context.documents.document import MAX_NAME_CHARS, Document
+from latentmas_core.context.documents.document import MAX_NAME_CHARS, Document, too_large
 from latentmas_core.context.documents.html_text import html_text
 from latentmas_core.context.documents.pdf_text import pdf_pages
 from latentmas_core.context.documents.plain_text import csv_text, decoded, json_text
@@ -158,14 +158,6 @@ def read_bytes(
     # A name on disk may be no UTF-8.
     readable = name[-MAX_NAME_CHARS:].encode(errors="replace").decode()
     return Document(name=readable, text=text, page_starts=starts)
-
-
-def too_large(name: str, size: str, limit: str) -> DocumentError:
-    """``size`` and ``limit`` with their units."""
-    return DocumentError(
-        f"document {name!r} has {size}, which is more than {limit}. Split it, or raise the limit.",
-        param="documents",
-    )
 
 
 def _pages(content: bytes, name: str, written_in: Format, limits: ReadLimits) -> list[str]:
