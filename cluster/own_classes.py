@@ -6,10 +6,10 @@ classes of others alone.
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from pkgutil import resolve_name
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from ray._common.utils import import_attr
 from ray.serve.config import AutoscalingPolicy
 
 from cluster.autoscaling import KvPressurePolicy, PipelineRatioPolicy
@@ -62,7 +62,7 @@ def _mapping_in(document: Any, key: str) -> Mapping[str, Any] | None:
 def _imported(path: Any) -> Any:
     """None for what cannot be imported: Serve's own check says so."""
     try:
-        return import_attr(path)
+        return resolve_name(path)
     except Exception:  # noqa: BLE001  # whatever the module raises
         return None
 
