@@ -47,6 +47,7 @@ class ReasonBody(AskRequest):
     """The body of ``POST /v1/reason``; unknown fields are refused."""
 
     stream: JsonBool = False
+    """Answer with server-sent events, the last of them `answer.done` or `error`."""
 
     def as_request(self) -> AskRequest:
         fields = {name: getattr(self, name) for name in AskRequest.model_fields}

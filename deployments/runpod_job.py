@@ -42,7 +42,9 @@ class JobInput(_JobOptions):
     """
 
     prompt: Question
+    """What is asked."""
     stream: JsonBool = False
+    """Let the output be every event of the run instead of the result alone."""
 
     def as_request(self) -> AskRequest:
         """ConfigError for fields that contradict each other."""

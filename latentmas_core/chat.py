@@ -45,11 +45,14 @@ ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_len
 
 
 class ToolCall(FrozenModel):
-    """An assistant's wish that a tool be run; ``call_id`` is what the tool's answer refers to."""
+    """An assistant's wish that a tool be run."""
 
     name: ToolName
+    """The function's name."""
     arguments: JsonObject = Field(default_factory=dict)
+    """By the names of the function's parameters."""
     call_id: Text | None = None
+    """What the `tool_call_id` of the tool's answer repeats."""
 
     def as_template_input(self) -> dict[str, Any]:
         function = {"name": self.name, "arguments": self.arguments}
@@ -60,9 +63,13 @@ class ChatMessage(FrozenModel):
     """One message. Only an assistant calls tools, only a tool answers a call."""
 
     role: Literal["system", "user", "assistant", "tool"]
+    """Who says it."""
     content: AnyText = ""
+    """What is said."""
     tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant wants to be run."""
     tool_call_id: Text | None = None
+    """Which call a tool's message answers."""
 
     @model_validator(mode="after")
     def _says_what_its_role_may(self) -> Self:
@@ -90,11 +97,14 @@ class Conversation(NamedTuple):
 
 
 class ToolSpec(FrozenModel):
-    """A function that the answer may call; ``parameters`` is its JSON schema."""
+    """A function that the answer may call."""
 
     name: ToolName
+    """The function's name."""
     description: AnyText | None = None
+    """What it does, for the model to read."""
     parameters: JsonObject | None = None
+    """Its JSON schema."""
 
     def as_template_input(self) -> dict[str, Any]:
         described = {"name": self.name, "description": self.description}

@@ -38,7 +38,7 @@ AdapterChoice = Text | Annotated[dict[Text, AdapterWeight], Field(min_length=1)]
 class FrozenModel(BaseModel):
     """Base of all options: immutable, and an unknown field is an error that names it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class LoRAConfig(FrozenModel):

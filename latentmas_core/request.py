@@ -87,47 +87,73 @@ class Trace(StrEnum):
 
 
 class ReasonRequest(FrozenModel):
-    """A question with everything that may be chosen per request; None means: as the agent or the
-    pipeline says.
-
-    ``adapters`` maps agents to the adapter that each uses in this request, "base" or None for none.
-    ``max_wait_s``: an agent that waits so long for its turn, or certainly will, is refused.
-    ``timeout_s``: the answer must be there by then; ``stage_timeout_s``: each stage's work, from
-    when its inputs are there. ``on_expert_failure``: whether the others go on without one of them.
-
-    ``history`` is what was said before the question, ``tool_messages`` what came of it since: calls
-    and what the tools answered. Every agent that is shown the question is shown them around it, and
-    ``preamble`` right before its first word; "auto" chooses a pipeline by the question alone.
-    ``tools`` are those that the answer may call; only the speaker is told of them. ``logprobs``:
-    each token of the answer with its log-probability, and so many of the likeliest beside it.
-    """
+    """A question with everything that may be chosen per request."""
 
     question: Question
+    """What is asked."""
     preamble: Text | None = None
+    """Text right before the question's first word, for every agent that is shown the question."""
     history: tuple[ChatMessage, ...] = ()
+    """What was said before the question; every agent that is shown the question sees it."""
     tool_messages: tuple[ChatMessage, ...] = ()
+    """What came since the question: calls of `tools` and their answers, from an assistant's message
+    to a tool's."""
     tools: tuple[ToolSpec, ...] = ()
+    """Functions that the answer may call. Only the agent that answers is told of them; a call ends
+    the run and is handed back."""
     pipeline: str = DEFAULT_PIPELINE
+    """Which agents work, and in which order: a name of `GET /v1/pipelines`, or `auto`: the question
+    chooses."""
     mode: Mode = Mode.LATENT
+    """What agents exchange: memory (`latent`) or text (`text`); with `single` one agent answers
+    alone."""
     latent_steps: NumSteps | None = None
+    """How many latent steps each agent that thinks takes; null: as each agent says."""
     handoff: Handoff = Handoff.KV
+    """How a thought reaches the next agent: as keys and values (`kv`), as tokens and vectors that
+    the reader computes again (`embeddings`), or written down (`text`)."""
     carry: Carry = Carry.ALL
+    """What of a thought is handed over: prompt and latent steps (`all`), or the latent steps alone
+    (`latents`)."""
     merge: MergeRule | None = None
+    """How memories of agents side by side are joined: at the same positions (`reused`) or one
+    behind the other (`consecutive`); null: as the pipeline says."""
     max_tokens: NumTokens | None = None
+    """The most that each agent writes; null: as each agent says."""
     temperature: JsonNumber | None = Field(default=None, ge=0.0, le=2.0)
+    """0 takes the likeliest token each time; null: as each agent says."""
     top_p: JsonNumber | None = Field(default=None, gt=0.0, le=1.0)
+    """Draw from the likeliest tokens that together have this share of the probability; null: as
+    each agent says."""
     top_k: TopK | None = None
+    """Draw from so many of the likeliest tokens; null: from all."""
     seed: Seed | None = None
+    """The same seed draws the same random numbers; null: others each time."""
     stop: tuple[Text, ...] = ()
+    """The answer ends in front of the first of these texts."""
     ignore_eos: JsonBool = False
+    """Write `max_tokens` tokens even where the model would end; for measurements."""
     logprobs: NumLogprobs | None = None
+    """Tell each token of the answer with its log-probability, and so many of the likeliest beside
+    it; null: none."""
     system_prompt: Text | None = None
+    """Told to every agent, in front of its own."""
     adapters: dict[Text, AdapterChoice | None] = Field(default_factory=dict)
+    """Which adapter each agent uses: a name, several with weights, or `base` for none; agents that
+    are left out keep their own."""
     max_wait_s: JsonNumber | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """An agent that waits so long for its turn, or certainly will, is refused with 503."""
     timeout_s: JsonNumber | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """The answer is there by then, or 504; at most `request_timeout_s` of the service, which holds
+    for null."""
     stage_timeout_s: JsonNumber | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """The most that one stage may work, from when its inputs are there; null: as the pipeline
+    says."""
     on_expert_failure: OnExpertFailure | None = None
+    """Whether the run goes on without an expert that failed (`continue`) or fails with it (`fail`);
+    null: as the pipeline says."""
     trace: Trace = Trace.OFF
+    """`lens`: tell of each latent step its norm and the tokens nearest to it."""
 
     @model_validator(mode="after")
     def _messages_are_in_order(self) -> Self:

@@ -22,18 +22,24 @@ FORBIDDEN = ErrorKind(403, "permission_error", "adapters_admin_off")
 
 
 class LoadBody(FrozenModel):
-    """``POST /v1/load_lora_adapter``. Without a path the name is one of the registry."""
+    """``POST /v1/load_lora_adapter``."""
 
     lora_name: Name
+    """What requests will call it; without a path a name of the registry."""
     lora_path: Text | None = None
+    """A folder under the config's `adapters.roots`, or `owner/name` of the hub where
+    `adapters.allow_hub` lets it."""
     revision: Text | None = None
+    """Commit, tag or branch of the hub."""
     pinned: JsonBool = False
+    """Keep it on the device."""
 
 
 class UnloadBody(FrozenModel):
     """``POST /v1/unload_lora_adapter``."""
 
     lora_name: Name
+    """The name of a loaded adapter."""
 
 
 class Directory(Protocol):

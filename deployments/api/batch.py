@@ -50,20 +50,25 @@ class BatchBody(FrozenModel):
         ],
         Field(min_length=1, max_length=MAX_BATCH),
     ]
+    """Each a question, or an object with the fields of `POST /v1/reason` but `stream`."""
 
 
 class BatchItem(FrozenModel):
     """What became of one request: a result or an error."""
 
     result: Result | None = None
+    """As `POST /v1/reason` answers; null if it failed."""
     error: ErrorDetail | None = None
+    """Why it failed; null if it did not."""
 
 
 class BatchAnswer(FrozenModel):
     """In the order of the requests."""
 
     results: tuple[BatchItem, ...]
+    """In the order of the requests."""
     latency_ms: float
+    """Until the last one was there."""
 
 
 class Answerer(Protocol):

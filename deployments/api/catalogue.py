@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from fastapi import FastAPI
-from pydantic import Field
 
 from latentmas_core.agents.config import AgentConfig
 from latentmas_core.config import FrozenModel
@@ -17,68 +16,92 @@ from latentmas_core.request import DEFAULT_PIPELINE, OnExpertFailure
 
 
 class NodeEntry(FrozenModel):
-    """A turn of an agent; ``after`` names the turns that it reads."""
+    """A turn of an agent."""
 
     name: str
+    """The turn's name."""
     agent: str
+    """Who takes it."""
     after: tuple[str, ...]
+    """The turns that it reads."""
 
 
 class StageEntry(FrozenModel):
-    """Turns that one group takes in one call; ``parents`` are the stages that it reads."""
+    """Turns that one group takes in one call."""
 
     name: str
+    """Its turns, joined by +."""
     group: str
+    """The group that runs it."""
     nodes: tuple[str, ...]
+    """Its turns."""
     parents: tuple[str, ...]
+    """The stages that it reads."""
 
 
 class PipelineEntry(FrozenModel):
-    """``hops``: hand-overs between groups. ``default``: it runs where a request names none.
-    ``merge``, ``on_expert_failure`` and ``stage_timeout_s`` hold where a request does not say."""
+    """A pipeline that is offered."""
 
     name: str
+    """What `pipeline` of a request says."""
     description: str
+    """In a few words."""
     default: bool
+    """Whether it runs where a request names none."""
     nodes: tuple[NodeEntry, ...]
+    """The turns, each behind those that it reads."""
     speaker: str
+    """The turn that answers."""
     stages: tuple[StageEntry, ...]
+    """Which group runs which turns in one call."""
     hops: int
+    """Hand-overs between groups."""
     merge: MergeRule
+    """How memories are joined, where a request does not say."""
     on_expert_failure: OnExpertFailure
+    """What becomes of a run without an expert, where a request does not say."""
     stage_timeout_s: float | None
+    """The most that one stage may work, where a request does not say; null: no limit."""
 
 
 class Pipelines(FrozenModel):
     """``GET /v1/pipelines``."""
 
     data: tuple[PipelineEntry, ...]
+    """All that are offered."""
 
 
 class AgentEntry(FrozenModel):
     """Who an agent is; a request may say otherwise about all but its role. Its prompts are the
-    operator's, and not told.
-
-    ``latent_steps`` are taken in front of the speaker, ``speaker_latent_steps`` as the speaker.
-    ``adapter``: a name, several with their weights, or "base".
-    """
+    operator's, and not told."""
 
     name: str
+    """What `adapters` of a request calls it."""
     role: str
+    """What it is good at."""
     group: str
+    """The group that hosts it."""
     adapter: str | dict[str, float]
+    """A name, several with weights, or `base`."""
     temperature: float
+    """Its own, where a request does not say."""
     top_p: float
+    """Its own, where a request does not say."""
     max_tokens: int
+    """Its own, where a request does not say."""
     latent_steps: int
+    """What it takes in front of the speaker, where a request does not say."""
     speaker_latent_steps: int
-    pipelines: tuple[str, ...] = Field(description="the offered pipelines that it takes part in")
+    """What it takes as the speaker, where a request does not say."""
+    pipelines: tuple[str, ...]
+    """The offered ones that it takes part in."""
 
 
 class Agents(FrozenModel):
     """``GET /v1/agents``."""
 
     data: tuple[AgentEntry, ...]
+    """All that are hosted."""
 
 
 class Catalogue(Protocol):

@@ -33,13 +33,16 @@ class RenameBody(FrozenModel):
     """``PATCH /v1/conversations/{conversation_id}``."""
 
     title: Text = Field(json_schema_extra={"pattern": TITLE_PATTERN})
+    """The new one, with at least one character that is no blank."""
 
 
 class Deleted(FrozenModel):
     """``DELETE /v1/conversations/{conversation_id}``."""
 
     id: str
+    """The conversation that is gone."""
     deleted: bool = True
+    """Always true."""
 
 
 def add_conversation_routes(app: FastAPI, conversations: Conversations) -> None:

@@ -42,18 +42,23 @@ class ModelNotFoundError(NotFoundError):
 
 
 class ErrorDetail(FrozenModel):
-    """What went wrong; ``param`` names the field, where it is one."""
+    """What went wrong."""
 
     message: str
+    """What is wrong: the field, the value, the limit, the remedy."""
     type: str
+    """`invalid_request_error`, `permission_error`, `rate_limit_error` or `server_error`."""
     param: str | None
+    """The field that is wrong, where it is one, as a path: `requests.1.pipeline`."""
     code: str
+    """One word per cause, for programs."""
 
 
 class ErrorBody(FrozenModel):
     """The one shape of all errors."""
 
     error: ErrorDetail
+    """What went wrong."""
 
 
 # What OpenAPI says of every call.

@@ -23,30 +23,32 @@ class JobBody(FrozenModel):
     """RunPod's body. `webhook`, `policy` and `s3Config` are the platform's, and refused here."""
 
     input: JobInput
+    """The job."""
 
 
 class _JobAnswer(BaseModel):
-    """`executionTime`: milliseconds."""
-
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     id: str
+    """The job's own id."""
     executionTime: int = Field(ge=0)  # noqa: N815  # RunPod's spelling
+    """Milliseconds from its beginning to its end."""
 
 
 class JobCompleted(_JobAnswer):
-    """`output` has one object, the result as `POST /v1/reason` has it; with `stream` every event of
-    the run."""
-
     status: Literal["COMPLETED"] = "COMPLETED"
+    """The job ended well."""
     output: list[dict[str, Any]]
+    """One object, the result as `POST /v1/reason` has it; with `stream` every event of the run."""
 
 
 class JobFailed(_JobAnswer):
     """A job that was not done, and why."""
 
     status: Literal["FAILED"] = "FAILED"
+    """The job was begun and failed."""
     error: str
+    """Why."""
 
 
 class JobReasoner(Protocol):

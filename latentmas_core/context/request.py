@@ -11,19 +11,16 @@ from latentmas_core.request import ReasonRequest
 
 
 class AskRequest(ReasonRequest):
-    """A ReasonRequest and its context.
-
-    ``documents`` are searched for passages that are shown with the question: texts, or addresses
-    of the web. They belong to this request, and to the later ones of its conversation if it
-    has one. ``conversation_id`` goes on with a conversation
-    that is kept, or begins one of that name; what was said in it stands in the place of
-    ``history``. ``enable_tools``: true for all tools of the
-    service, or the names of some; agents call them, and the answer comes when they are done.
-    """
+    """A question with what belongs to it: documents, tools, a conversation."""
 
     documents: DocumentInputs = ()
+    """Texts, `{name, text}`, or `{url}`: passages of them are shown with the question and cited. A
+    conversation keeps them for its later questions."""
     conversation_id: ConversationId | None = None
+    """Go on with the conversation of this name, or begin it; in the place of `history`."""
     enable_tools: JsonBool | tuple[Text, ...] = Field(default=False, union_mode="left_to_right")
+    """True for all tools of the service, or the names of some: the service runs what an answer
+    calls, and asks again with the results."""
 
     @model_validator(mode="after")
     def _history_is_told_once(self) -> Self:

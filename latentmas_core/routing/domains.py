@@ -18,18 +18,20 @@ class Domain(StrEnum):
 
 
 class RoutingDecision(FrozenModel):
-    """What ``pipeline="auto"`` chose for one question, and why.
-
-    ``other_domains`` are clear beside ``domain``. ``confidence``: the share of all that
-    was found in the question that speaks for these domains, from 0 to 1; no probability.
-    ``evidence``: the words and features that decided, those that weigh most first. ``experts`` are
-    the agents of ``pipeline`` in front of the one who answers, or who alone answers.
-    """
+    """What ``pipeline="auto"`` chose for one question, and why."""
 
     domain: Domain
+    """What the question is about."""
     other_domains: tuple[Domain, ...] = ()
+    """Domains that are clear beside it."""
     confidence: float
+    """The share of all that was found in the question that speaks for these domains, from 0 to 1;
+    no probability."""
     evidence: tuple[str, ...]
+    """Words and features that decided, the weightiest first."""
     pipeline: str
+    """The pipeline that was chosen."""
     experts: tuple[str, ...]
+    """Agents in front of the one who answers, or who alone answers."""
     reason: str
+    """Why, in a sentence."""

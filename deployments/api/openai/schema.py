@@ -60,7 +60,9 @@ class TextPart(FrozenModel):
     """A part of a message; parts are joined as they are."""
 
     type: Literal["text"]
+    """There are no other parts: no images."""
     text: AnyText
+    """What it says; parts are joined as they are."""
 
 
 def _joined(content: Any) -> Any:
@@ -95,18 +97,21 @@ Stop = Annotated[
 
 
 class CalledFunction(FrozenModel):
-    """``arguments``: a JSON object in a string."""
-
     name: ToolName
+    """The function's name."""
     arguments: AnyText
+    """A JSON object in a string."""
 
 
 class MessageToolCall(FrozenModel):
     """A call that an assistant of the conversation made."""
 
     id: Text
+    """What `tool_call_id` of the answer repeats."""
     type: Literal["function"] = "function"
+    """There are no other tools."""
     function: CalledFunction
+    """What is to be run."""
 
 
 def _by_role(schema: dict[str, Any]) -> None:
@@ -122,9 +127,12 @@ def _by_role(schema: dict[str, Any]) -> None:
 
     def having(*roles: str, needs: str = "content", **own: Any) -> dict[str, Any]:
         role = {"type": "string", "enum": list(roles)}
+        properties = fields | others | {"role": role} | own
+        for name, field in properties.items():
+            properties[name] = field | {"description": fields[name]["description"]}
         return {
             "type": "object",
-            "properties": fields | others | {"role": role} | own,
+            "properties": properties,
             "required": ["role", *needs.split()],
             "additionalProperties": False,
         }
@@ -143,168 +151,245 @@ class Message(FrozenModel):
     model_config = ConfigDict(json_schema_extra=_by_role)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
+    """`developer` is `system`."""
     content: Content = None
+    """A string, or text parts."""
     tool_calls: tuple[MessageToolCall, ...] | None = None
+    """What an assistant wanted to be run."""
     tool_call_id: Text | None = None
+    """Which call a tool's message answers."""
     refusal: None = None
+    """Null, as in answers."""
     audio: None = None
+    """Null, as in answers."""
     function_call: None = None
+    """Null, as in answers."""
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    """Empty, as in answers."""
 
 
 class FunctionTool(FrozenModel):
     """A function of the client that the model may call."""
 
     name: ToolName
+    """The function's name."""
     description: AnyText | None = None
+    """What it does, for the model to read."""
     parameters: JsonObject | None = None
+    """Its JSON schema."""
     strict: Literal[False] | None = None
+    """Never: decoding is not constrained."""
 
 
 class Tool(FrozenModel):
     """A tool of the client; there are functions only."""
 
     type: Literal["function"]
+    """There are no other tools."""
     function: FunctionTool
+    """What may be called."""
 
 
 class StreamOptions(FrozenModel):
     """``include_usage``: a last chunk without choices says what was used."""
 
     include_usage: JsonBool = False
+    """Add a last chunk with `usage`."""
 
 
 class ResponseFormat(FrozenModel):
     """Text, and nothing else."""
 
     type: Literal["text"]
+    """Nothing else: decoding is not constrained."""
 
 
 Neutral = Annotated[JsonNumber, Field(ge=0, le=0)]
 
 
 class ChatBody(FrozenModel):
-    """The body of `POST /v1/chat/completions`.
-
-    `model`: `latentmas/<pipeline>`, the name of a loaded adapter, or the base model. `user`,
-    `metadata`, `safety_identifier` and `prompt_cache_key` change nothing and are kept nowhere.
-    """
+    """The body of `POST /v1/chat/completions`."""
 
     model: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    """`latentmas/<pipeline>`, the name of a loaded adapter, or the base model."""
     messages: Annotated[tuple[Message, ...], Field(min_length=1)]
+    """The conversation; the last message of the user is the question."""
     stream: JsonBool | None = None
+    """Answer in chunks, ended by `data: [DONE]`."""
     stream_options: StreamOptions | None = None
+    """With `stream` only."""
     max_tokens: NumTokens | None = None
+    """The most that each agent writes; null: as each agent says."""
     max_completion_tokens: NumTokens | None = None
+    """The same, by its newer name."""
     temperature: JsonNumber | None = Field(default=None, ge=0.0, le=2.0)
+    """0 takes the likeliest token each time; null: as each agent says."""
     top_p: JsonNumber | None = Field(default=None, gt=0.0, le=1.0)
+    """Draw from the likeliest tokens that together have this share of the probability; null: as
+    each agent says."""
     seed: Seed | None = None
+    """The same seed draws the same random numbers; null: others each time."""
     stop: Stop = None
+    """The answer ends in front of the first of these texts; up to 4."""
     logprobs: JsonBool | None = None
+    """Tell the log-probability of each token of the answer."""
     top_logprobs: NumLogprobs | None = None
+    """Tell so many of the likeliest beside it; with `logprobs` only."""
     tools: tuple[Tool, ...] | None = None
+    """Functions that the answer may call."""
     tool_choice: Literal["auto", "none"] | None = None
+    """`none` does not show the tools."""
     parallel_tool_calls: JsonBool | None = None
+    """`false` keeps the first call and drops others."""
     response_format: ResponseFormat | None = None
+    """There is nothing else than text."""
     latentmas: LatentOptions | None = None
+    """What `POST /v1/reason` takes beyond OpenAI's fields."""
 
     n: Literal[1] | None = None
+    """There is one answer."""
     store: Literal[False] | None = None
+    """Nothing is stored."""
     frequency_penalty: Neutral | None = None
+    """There is none."""
     presence_penalty: Neutral | None = None
+    """There is none."""
     service_tier: Literal["auto", "default"] | None = None
+    """There is one."""
     modalities: tuple[Literal["text"]] | None = None
+    """There is nothing else."""
     user: AnyText | None = None
+    """Taken, changes nothing, kept nowhere."""
     metadata: dict[str, AnyText] | None = None
+    """Taken, changes nothing, kept nowhere."""
     safety_identifier: AnyText | None = None
+    """Taken, changes nothing, kept nowhere."""
     prompt_cache_key: AnyText | None = None
+    """Taken, changes nothing, kept nowhere."""
 
 
 class Answered(BaseModel):
     """Base of what is sent back."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class AnswerCall(Answered):
     """In a stream ``index`` says which call it is."""
 
     id: str
+    """What `tool_call_id` of the answer has to repeat."""
     type: Literal["function"] = "function"
+    """There are no other tools."""
     function: CalledFunction
+    """What is to be run."""
 
 
 class AnswerMessage(Answered):
     """What the speaker said. ``content`` is None where it only called tools."""
 
     role: Literal["assistant"] = "assistant"
+    """Always the assistant."""
     content: str | None
+    """The answer; null beside calls without text."""
     refusal: None = None
+    """Always null."""
     tool_calls: list[AnswerCall] | None = None
+    """Functions that the answer calls."""
 
 
 class Logprobs(Answered):
     """The tokens of the answer, each with its alternatives."""
 
     content: tuple[AnswerToken, ...] | None
+    """Each token of the answer."""
     refusal: None = None
+    """Always null."""
 
 
 class Choice(Answered):
     """The one answer of a completion."""
 
     index: Literal[0] = 0
+    """There is one answer."""
     message: AnswerMessage
+    """The answer."""
     logprobs: Logprobs | None = None
+    """Where they were asked for."""
     finish_reason: Literal["stop", "length", "tool_calls"]
+    """`length`: `max_tokens` were written."""
 
 
 class ChatUsage(Answered):
     """Sums over all agents."""
 
     prompt_tokens: int
+    """Tokens that all agents read."""
     completion_tokens: int
+    """Tokens that all agents wrote."""
     total_tokens: int
+    """The sum of both."""
 
 
 class RunTrace(Answered):
     """How the answer came about; the fields are those of `POST /v1/reason`."""
 
     pipeline: str
+    """The pipeline that ran."""
     mode: str
+    """The mode in which it ran."""
     latent_steps: int
+    """Latent steps that all agents took."""
     agents: tuple[AgentTrace, ...]
+    """What each turn did."""
     failed_agents: tuple[str, ...]
+    """Agents that were to take part and did not."""
     transfer: Transfer
+    """What hand-overs cost."""
     latency_ms: float
+    """From the request to the answer."""
     routing: RoutingDecision | None = None
+    """How the pipeline was chosen, with `latentmas/auto`."""
 
 
 class ChatCompletion(Answered):
     """A whole answer."""
 
     id: str
+    """The run's own id."""
     object: Literal["chat.completion"] = "chat.completion"
+    """As OpenAI has it."""
     created: int
+    """When it was answered, in seconds since 1970."""
     model: str
+    """As the request named it."""
     choices: list[Choice]
+    """The one answer."""
     usage: ChatUsage
+    """Sums over all agents."""
     latentmas: RunTrace
+    """How the answer came about."""
 
 
 class Model(Answered):
-    """``parent``: the base model of an adapter."""
-
     id: str
+    """What `model` of a chat may say."""
     object: Literal["model"] = "model"
+    """As OpenAI has it."""
     created: int
+    """When the service started, in seconds since 1970."""
     owned_by: str = "latentmas"
+    """Always `latentmas`."""
     root: str
+    """The base model; of an adapter its own name."""
     parent: str | None = None
+    """The base model of an adapter."""
 
 
 class ModelList(Answered):
     """Whatever ``model`` may name."""
 
     object: Literal["list"] = "list"
+    """As OpenAI has it."""
     data: list[Model]
+    """Pipelines, the base model, then adapters."""

@@ -70,16 +70,19 @@ DocumentUrl = Annotated[
 
 
 class InlineDocument(FrozenModel):
-    """A document that a request carries in full; without a name it is called by its number."""
+    """A document that a request carries in full."""
 
     name: DocumentName | None = None
+    """What citations call it; without one its number."""
     text: DocumentText
+    """All of it."""
 
 
 class LinkedDocument(FrozenModel):
     """A document that is fetched from ``url``, http or https, as FetchPolicy allows."""
 
     url: DocumentUrl
+    """http or https; which hosts are fetched from is the operator's choice."""
 
 
 def _kind_of_input(given: Any) -> str:
@@ -108,16 +111,16 @@ class SourceRange(NamedTuple):
 
 
 class Document(FrozenModel):
-    """A text and what it is called.
-
-    ``page_starts`` are the offsets at which its pages begin, where it has pages. ``url`` is where
-    it was fetched from, after all redirects.
-    """
+    """A text and what it is called."""
 
     name: DocumentName
+    """What citations call it."""
     text: str
+    """All of it."""
     page_starts: tuple[int, ...] = ()
+    """Offsets at which its pages begin, where it has pages."""
     url: str | None = None
+    """Where it was fetched from, after all redirects."""
 
     @model_validator(mode="after")
     def _pages_are_in_order(self) -> Self:
@@ -143,22 +146,26 @@ class Document(FrozenModel):
 
 
 class Citation(FrozenModel):
-    """A passage that was shown with the question.
-
-    ``chunk`` counts the passages of its document from 0; ``start`` and ``end`` are the characters
-    of the document that ``text`` is. ``pages`` (first, last) where it has pages, else ``lines``.
-    ``score`` orders the citations of one answer and means nothing between answers.
-    """
+    """A passage that was shown with the question."""
 
     document: str
+    """The document's name."""
     chunk: int
+    """Which passage of it, from 0."""
     start: int
+    """The passage's first character in the document, from 0."""
     end: int
+    """The character behind its last."""
     pages: tuple[int, int] | None = None
+    """First and last page, where it has pages."""
     lines: tuple[int, int] | None = None
+    """First and last line, where it has none."""
     text: str
+    """The passage."""
     score: float
+    """Orders the citations of one answer; means nothing between answers."""
     url: str | None = None
+    """Where the document was fetched from."""
 
     @property
     def source(self) -> str:
