@@ -29,6 +29,8 @@ COPY --from=wheel /wheels /wheels
 RUN python -m pip install --no-cache-dir -c /tmp/constraints.txt torch \
     && python -m pip install --no-cache-dir -c /tmp/constraints.txt "$(ls /wheels/*.whl)[serve,tracing,quant,postgres]"
 COPY docker/serve_config.yaml docker/start.sh /etc/latentmas/
+# What start.sh runs; the health check asks the port that this file names.
+ENV LATENTMAS_CONFIG=/etc/latentmas/serve_config.yaml
 EXPOSE 8000 8080 8265
 HEALTHCHECK --interval=15s --timeout=10s --start-period=180s --retries=4 \
     CMD ["python", "-m", "deployments.health"]

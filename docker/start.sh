@@ -8,4 +8,4 @@ if [ -z "${RAY_AUTH_TOKEN:-}" ] && [ -z "${RAY_AUTH_TOKEN_PATH:-}" ]; then
     export RAY_AUTH_TOKEN
 fi
 ray start --head --metrics-export-port=8080 --disable-usage-stats
-exec serve run --address auto "${LATENTMAS_CONFIG:-/etc/latentmas/serve_config.yaml}"
+exec serve run --address auto "$LATENTMAS_CONFIG"

@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
+import yaml
 
-from deployments.health import main
+from deployments.health import CONFIG_VARIABLE, main
 
 
 class Service(BaseHTTPRequestHandler):
@@ -59,6 +61,30 @@ def test_a_proxy_of_the_environment_is_not_asked(
     monkeypatch.delenv("no_proxy", raising=False)
     assert main(["--url", url]) == 0
     assert kind.asked == ["/readyz"]
+
+
+def test_port_and_prefix_are_those_of_the_config_that_the_container_runs(
+    service: tuple[str, type[Service]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, kind = service
+    config = tmp_path / "serve_config.yaml"
+    options = {"host": "0.0.0.0", "port": int(url.rpartition(":")[2])}
+    application = {"name": "latentmas", "route_prefix": "/reasoning"}
+    config.write_text(yaml.safe_dump({"http_options": options, "applications": [application]}))
+    monkeypatch.setenv(CONFIG_VARIABLE, str(config))
+    assert main([]) == 0
+    assert kind.asked == ["/reasoning/readyz"]
+
+
+@pytest.mark.parametrize("text", ["", "applications: []", "http_options: 1", "{"])
+def test_a_config_that_names_no_application_is_not_healthy(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "serve_config.yaml"
+    config.write_text(text)
+    monkeypatch.setenv(CONFIG_VARIABLE, str(config))
+    assert main([]) == 1
+    assert CONFIG_VARIABLE in capsys.readouterr().err
 
 
 def test_nothing_that_listens_is_not_healthy(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from cluster.serve_file import read_serve_file
 from deployments.check import check_file
+from deployments.health import CONFIG_VARIABLE, url_of
 from deployments.kuberay.serve_config import IMAGE_CONFIGS, stale
 from deployments.validate import this_machine
 
@@ -66,6 +67,15 @@ def test_bases_are_pinned_by_more_than_latest() -> None:
 def test_the_image_asks_readyz() -> None:
     asked = r'^HEALTHCHECK .*\\\n +CMD \["python", "-m", "deployments.health"\]'
     assert re.search(asked, DOCKERFILE, flags=re.M)
+
+
+def test_the_health_check_reads_the_config_that_the_image_starts() -> None:
+    (config,) = re.findall(rf"^ENV {CONFIG_VARIABLE}=(\S+)$", DOCKERFILE, flags=re.M)
+    assert re.search(
+        rf"^COPY docker/serve_config.yaml .* {Path(config).parent}/$", DOCKERFILE, re.M
+    )
+    assert f'"${CONFIG_VARIABLE}"' in (ROOT / "docker" / "start.sh").read_text()
+    assert url_of(str(ROOT / "docker" / Path(config).name)) == "http://127.0.0.1:8000"
 
 
 def test_the_image_carries_the_weights_that_make_installs() -> None:
