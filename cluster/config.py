@@ -16,7 +16,9 @@ INGRESS = "Ingress"  # the deployment that takes the requests
 class StrictModel(BaseModel):
     """Immutable and finite, and an unknown field is an error that names it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ScalingConfig(StrictModel):
@@ -24,18 +26,27 @@ class ScalingConfig(StrictModel):
 
     A replica is loaded when its requests hold ``target_kv_usage`` of its KV blocks, or when
     ``target_ongoing_requests`` run and wait on it; there are as many replicas as keep both at their
-    targets. ``min_replicas`` 0 gives a rarely used group back to the cluster: its first request
-    then waits for a start. More replicas are asked for after ``upscale_delay_s`` of higher load,
-    fewer after ``downscale_delay_s`` of lower.
+    targets.
     """
 
     min_replicas: int = Field(default=1, ge=0)
+    """The fewest. 0 gives the group back to the cluster while nobody asks: the first request then
+    waits for a start."""
     max_replicas: int = Field(ge=1)
+    """The most; set it to what the cluster has room for."""
     target_ongoing_requests: float = Field(default=16.0, gt=0)
+    """Requests that run and wait on a replica when it is loaded. Lower it to answer sooner, raise
+    it to use replicas better."""
     target_kv_usage: float = Field(default=0.7, gt=0, le=1)
+    """Share of a replica's KV blocks in use when it is loaded. Lower it where long prompts make
+    turns give way."""
     upscale_delay_s: float = Field(default=5.0, ge=0)
+    """Seconds that the load is above the targets before replicas are added."""
     downscale_delay_s: float = Field(default=60.0, ge=0)
+    """Seconds that the load is below the targets before replicas are taken away; longer than a
+    start takes, or they come and go."""
     interval_s: float = Field(default=1.0, gt=0)
+    """Seconds between two looks at the load."""
 
     @model_validator(mode="after")
     def _min_is_not_over_max(self) -> Self:
@@ -48,29 +59,37 @@ class ScalingConfig(StrictModel):
 
 
 class GroupConfig(StrictModel):
-    """One Serve deployment: replicas that each hold an engine and host the same agents.
-
-    ``num_replicas`` is fixed; with ``scaling`` it follows the load instead. ``num_cpus`` is also
-    the number of threads of a replica's engine: two engines that share cores slow each other down
-    by far more than half. ``num_gpus`` is a share of one card, or a whole number of cards over
-    which the model is spread. ``gpu_memory_share`` is the share of a card's memory that a replica
-    may take, by default that of the card. ``resident_adapters``: names of loaded adapters that stay
-    on the device here. ``engine`` overrides fields of the common engine options for this group.
-    ``drain_timeout_s``: how long a replica that is to end may go on answering.
-    """
+    """One Serve deployment: replicas that each hold an engine and host the same agents."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_-]+$")
+    """The name of the deployment; letters, digits, _ and -."""
     agents: tuple[str, ...] = Field(min_length=1)
+    """Who is hosted here. Agents next to each other in a pipeline hand on without a copy within one
+    group."""
     num_replicas: int | None = Field(default=None, ge=1)
+    """How many, always; null: 1, or as `scaling` says."""
     scaling: ScalingConfig | None = None
+    """Let the number of replicas follow the load instead."""
     num_cpus: float = Field(default=1.0, gt=0)
+    """Cores of a replica, and, rounded down, threads of its engine. Two engines that share cores
+    slow each other down by far more than half."""
     num_gpus: float = Field(default=0.0, ge=0)
+    """A share of one card, or a whole number of cards over which the model is spread."""
     gpu_memory_share: float | None = Field(default=None, gt=0, le=1)
+    """Share of each card's memory that a replica may take; null: as much as its share of the
+    card."""
     resident_adapters: tuple[str, ...] = ()
+    """Names from `adapters.load` that stay on the device here, so that none of their requests waits
+    for a load."""
     max_ongoing_requests: int = Field(default=256, ge=1)
+    """Stages that one replica works on at a time; the engine batches them."""
     max_queued_requests: int = Field(default=1024, ge=1)
+    """Stages that wait for a replica, in each ingress; more are refused with 503."""
     drain_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that a replica which is to end may go on answering what it has. Longer than the
+    longest answer; a pod's `terminationGracePeriodSeconds` has to be longer still."""
     engine: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the common `engine` that are others for this group."""
 
     @model_validator(mode="after")
     def _is_not_the_ingress(self) -> Self:
@@ -128,6 +147,7 @@ class GroupsConfig(StrictModel):
     """All groups of an application; every agent lives in exactly one."""
 
     groups: tuple[GroupConfig, ...] = Field(min_length=1)
+    """Every agent lives in exactly one."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

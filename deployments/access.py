@@ -30,13 +30,18 @@ class Right(StrEnum):
 
 
 class Limits(FrozenModel):
-    """What one key may do; null: no limit. ``max_tokens`` and ``max_latent_steps`` are the most
-    that a request may name for itself."""
+    """What one key may do; null: no limit."""
 
     max_requests_per_minute: int | None = Field(default=None, ge=1)
+    """Requests of a key in a minute, each of a batch counted, in each replica of the ingress; above
+    it 429."""
     max_concurrent_requests: int | None = Field(default=None, ge=1)
+    """Requests of a key at a time, each of a batch counted, in each replica of the ingress; above
+    it 429."""
     max_tokens: int | None = Field(default=None, ge=1)
+    """The most that a request may name as `max_tokens`."""
     max_latent_steps: int | None = Field(default=None, ge=0)
+    """The most that a request may name as `latent_steps`."""
 
     def with_own(self, own: "Limits") -> "Limits":
         """These, with those that ``own`` names in their place."""
@@ -48,19 +53,20 @@ NO_LIMITS = Limits()
 
 class AccessConfig(FrozenModel):
     """Keys come from ``keys_file`` and the environment (docs/security.md); without any the service
-    is open, unless ``require_keys`` forbids that.
-
-    ``limits`` hold for each key that does not name its own, and for all callers together where
-    there are no keys. A body may have ``max_body_bytes`` and take ``body_timeout_s`` to arrive.
-    ``cors_origins``: web pages that may call from a browser; none by default.
-    """
+    is open, unless ``require_keys`` forbids that."""
 
     keys_file: Path | None = None
+    """YAML with the digests of keys, read again when it changes (docs/security.md)."""
     require_keys: bool = False
+    """Refuse to start without a key. Without it and without keys the service is open."""
     limits: Limits = NO_LIMITS
+    """Of each key that does not name its own; of all callers together where there are no keys."""
     max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1)
+    """Bytes of a request's body; above it 413. Raise it for large documents."""
     body_timeout_s: float = Field(default=BODY_TIMEOUT_S, gt=0.0, allow_inf_nan=False)
+    """Seconds that a body may take to arrive; after it 408."""
     cors_origins: tuple[WebOrigin, ...] = ()
+    """Web pages that may call from a browser, as `https://host`, or `*`."""
 
 
 @dataclass(frozen=True)

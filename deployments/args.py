@@ -116,17 +116,19 @@ CheckedContext = Annotated[ServiceContext, AfterValidator(_importable_tools)]
 
 
 class AdaptersConfig(FrozenModel):
-    """Which adapters a service has, and who may change that while it runs.
-
-    ``load``: names of the registry, or a name with a path. With ``admin`` adapters may be loaded
-    and unloaded over HTTP, from folders under ``roots`` and, with ``allow_hub``, from the hub.
-    """
+    """Which adapters a service has, and who may change that while it runs."""
 
     load: tuple[AdapterToLoad, ...] = ()
+    """Loaded by every replica when it starts: names of the registry, or a name with a path."""
     registries: tuple[Registry, ...] = ()
+    """YAML files of adapters that can be loaded by their names, on top of the shipped ones; a later
+    entry replaces one of its name."""
     admin: bool = False
+    """Whether adapters may be loaded and unloaded over HTTP."""
     roots: tuple[AdapterRoot, ...] = ()
+    """Folders that clients may load from; links out of them are refused."""
     allow_hub: bool = False
+    """Whether clients may load from the hub."""
 
     @property
     def loaded_names(self) -> tuple[str, ...]:
@@ -140,28 +142,41 @@ class AppArgs(GroupsConfig):
     changes the shipped one only in what it declares. Every agent of every pipeline has to be
     hosted by a group; shipped pipelines whose agents are not hosted are not offered. The assistant,
     for plain chat, is hosted without being told, where the default pipeline's speaker is.
-    ``request_timeout_s`` is the most that a request may take, whatever it says itself. A stage
-    whose replica is lost is tried ``max_stage_attempts`` times. While ``max_transfer_bytes`` of
-    memory are on their way between groups new requests wait; by default that is half of the
-    cluster's object stores. Conversations are kept where ``conversations`` is given, be it empty.
     """
 
     # The URL of a database may hold a password.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     engine: EngineConfig = EngineConfig()
+    """What all groups' engines have in common; a group's own `engine` goes before it."""
     latent_steps: int = Field(default=15, ge=0)
+    """Latent steps of agents that think and do not say how many; at most `max_latent_steps` of
+    their engine. More take longer; measure whether they answer better (docs/quality.md)."""
     agents: tuple[Annotated[AgentConfig, WrapValidator(_shipped_or_declared)], ...] = ()
+    """Agents beyond the shipped ones, or a shipped one with some of its fields changed."""
     pipelines: tuple[Annotated[PipelineSpec, WrapValidator(_in_plain_words)], ...] = ()
+    """Pipelines beyond the shipped ones."""
     adapters: AdaptersConfig = AdaptersConfig()
+    """Which LoRA adapters there are, and who may change that while the service runs."""
     access: CheckedAccess = AccessConfig()
+    """Keys, limits, and which web pages may call. Set it before others reach the port."""
     conversations: ConversationsConfig | None = None
+    """Where conversations are kept; null keeps none, `{}` keeps them in a file of SQLite."""
     context: CheckedContext = ServiceContext()
+    """Documents and tools that may belong to a question."""
     max_ongoing_requests: int = Field(default=256, ge=1)
+    """Requests that one replica of the ingress works on at a time. Raise it where many clients
+    stream for long."""
     max_queued_requests: int = Field(default=1024, ge=1)
+    """Requests that wait in front of the ingress, in each proxy; more are refused with 503."""
     request_timeout_s: float = Field(default=540.0, gt=0)
+    """The most seconds that a request may take, whatever it says itself. Keep it below
+    `http_options.request_timeout_s` of Serve."""
     max_stage_attempts: int = Field(default=4, ge=1)
+    """How often a stage is begun whose replica is lost; 1 never tries again."""
     max_transfer_bytes: int | None = Field(default=None, ge=1)
+    """Bytes of memory that may be on their way between groups; above it new requests wait. null:
+    half of the cluster's object stores."""
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()

@@ -14,10 +14,11 @@ ImportPath = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z
 
 
 class ServiceContext(ContextConfig):
-    """``own_tools`` are beside the shipped ones: ``module:name`` of a Tool or a ToolRegistry, in a
-    module that the ingress can import."""
+    """What may belong to a question, and the operator's own tools."""
 
     own_tools: tuple[ImportPath, ...] = ()
+    """Tools beside the shipped ones: `module:name` of a Tool or a ToolRegistry that the ingress can
+    import."""
 
 
 def tools_of(context: ServiceContext) -> ToolRegistry:

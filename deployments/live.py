@@ -25,17 +25,22 @@ from latentmas_core.validation import validated
 
 
 class LiveAdapters(FrozenModel):
-    """Adapters that a group loads besides those of the args, as ``adapters.load`` there."""
+    """Adapters that a group loads besides those of the args."""
 
     load: tuple[AdapterSource | Name, ...] = ()
+    """As `adapters.load` of the args; taken out of it again, an adapter is unloaded."""
 
 
 class LiveConfig(FrozenModel):
-    """``agents`` maps agents of the group to the fields of theirs that change."""
+    """What a group has other than the args say."""
 
     latent_steps: int | None = Field(default=None, ge=0)
+    """Latent steps of the group's agents that do not say how many; null: as in the args."""
     agents: dict[Name, dict[str, Any]] = Field(default_factory=dict)
+    """Maps agents of the group to the fields of theirs that change; what is left out is as in the
+    args."""
     adapters: LiveAdapters = LiveAdapters()
+    """What this group loads besides the adapters of the args."""
 
     def applied_to(self, roster: Roster, *, max_latent_steps: int) -> Roster:
         """A new roster. ConfigError for an agent that is not in it, or a wrong field of one."""

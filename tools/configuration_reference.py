@@ -59,12 +59,18 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _section(model: type[BaseModel]) -> str:
     rows = [_row(name, field) for name, field in model.model_fields.items()]
     words = inspect.cleandoc(model.__doc__ or "").replace("``", "`")
-    table = ["| field | type | default | bounds |", "|---|---|---|---|", *rows]
+    table = ["| field | type | default | bounds | what |", "|---|---|---|---|---|", *rows]
     return "\n".join([f"## {model.__name__}", "", words, "", *table, ""])
 
 
 def _row(name: str, field: FieldInfo) -> str:
-    cells = (f"`{name}`", f"`{_type_name(field.annotation)}`", _default(field), _bounds(field))
+    cells = (
+        f"`{name}`",
+        f"`{_type_name(field.annotation)}`",
+        _default(field),
+        _bounds(field),
+        " ".join((field.description or "").split()),
+    )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -23,26 +23,34 @@ def _default_instructions() -> Instructions:
 
 
 class AgentConfig(FrozenModel):
-    """Who an agent is. A request may override its sampling and its latent steps.
-
-    ``role`` says in a few words what it is good at; the default prompts use it. Without
-    ``latent_steps`` an agent that thinks takes the system's default and a speaker takes none.
-    ``temperature``, ``top_p`` and ``max_tokens`` hold for the text that it writes. ``adapter``
-    names a loaded LoRA adapter, or several with weights; without one the agent runs on the base.
-    An adapter for this role is trained with ``lora_rank`` and ``lora_targets``.
-    """
+    """Who an agent is. A request may override its sampling and its latent steps."""
 
     name: Name
+    """What pipelines, groups and requests call it."""
     role: str = Field(min_length=1)
+    """What it is good at, in a few words; the default prompts use it."""
     system_prompt: str = Field(default_factory=_default_system_prompt)
+    """Its system message; `{role}` stands for its role."""
     instructions: Instructions = Field(default_factory=_default_instructions)
+    """What it is asked, by the situation that it is in."""
     temperature: float = Field(default=0.7, ge=0.0, le=2.0)
+    """Of the text that it writes, where a request does not say; 0 takes the likeliest token each
+    time."""
     top_p: float = Field(default=0.9, gt=0.0, le=1.0)
+    """Of the text that it writes, where a request does not say: draw from the likeliest tokens that
+    together have this share of the probability."""
     max_tokens: int = Field(default=512, ge=1)
+    """The most tokens that it writes, where a request does not say."""
     latent_steps: int | None = Field(default=None, ge=0, le=MAX_LATENT_STEPS)
+    """Latent steps that it takes, where a request does not say; null: those of the args if it
+    thinks, none if it speaks."""
     adapter: AdapterChoice | None = None
+    """A loaded LoRA adapter, or several with weights; null: the base model."""
     lora_rank: int = Field(default=32, ge=1)
+    """The rank that an adapter for this role is trained with; the alpha is twice that. Nothing that
+    is served depends on it."""
     lora_targets: tuple[str, ...] = LORA_TARGETS
+    """The layers that an adapter for this role is trained on."""
 
     @property
     def lora_alpha(self) -> int:

@@ -37,10 +37,15 @@ class Instructions(FrozenModel):
     """
 
     first: str
+    """Nothing was handed over yet: the agent thinks about the question. With `{question}`."""
     latent: str
+    """The agent thinks on behind the memory of earlier ones, which have seen the question."""
     text: str
+    """The agent reads what earlier ones wrote. With `{question}` and `{transcript}`."""
     answer: str = "{question}"
+    """The agent answers behind the memory of earlier ones. With `{question}`."""
     single: str = "{question}"
+    """The agent answers alone. With `{question}`."""
 
     @field_validator("first", "text", "answer", "single")
     @classmethod

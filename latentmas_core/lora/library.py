@@ -24,24 +24,35 @@ T = TypeVar("T")
 
 
 class AdapterSource(FrozenModel):
-    """An adapter by name, and where it is: a folder, or ``owner/name`` of the hub."""
+    """An adapter by name, and where it is."""
 
     name: Name
+    """What requests and agents call it."""
     path: Text
+    """A folder, or `owner/name` of the hub."""
     revision: Text | None = None
+    """Commit, tag or branch of the hub; null: its default branch."""
     pinned: bool = False
+    """Keep it on the device, whatever else is loaded."""
 
 
 class AdapterInfo(FrozenModel):
-    """A loaded adapter, as its users see it. ``digest`` is the SHA-256 of its files."""
+    """A loaded adapter, as its users see it."""
 
     name: str
+    """What requests and agents call it."""
     digest: str
+    """SHA-256 of its files."""
     state: AdapterState
+    """Where it is just now."""
     rank: int = Field(ge=1)
+    """Its rank."""
     targets: tuple[str, ...]
+    """The layers that it changes."""
     base_model: str
+    """The model that it says it was made for."""
     pinned: bool
+    """Whether it stays on the device."""
 
 
 class LibraryEngine(Protocol):

@@ -25,8 +25,11 @@ class NodeSpec(FrozenModel):
     """
 
     name: Name
+    """Of the turn; once in a pipeline."""
     agent: Name
+    """Who takes it; left out, the agent of the same name."""
     after: tuple[Name, ...] = ()
+    """The turns that it reads; with several they work side by side."""
 
     @model_validator(mode="before")
     @classmethod
@@ -39,19 +42,25 @@ class NodeSpec(FrozenModel):
 class PipelineSpec(FrozenModel):
     """A DAG of nodes; the only node that nobody reads is the speaker.
 
-    ``merge`` says where the memories of parallel parents stand for the node that reads them,
-    ``on_expert_failure`` whether it goes on when one of them fails, ``stage_timeout_s`` how long a
-    stage may work. A request may choose otherwise.
+    A request may choose ``merge``, ``on_expert_failure`` and ``stage_timeout_s`` otherwise.
     Raises PipelineError for a cycle, no node, a name used twice, an unknown parent, and for several
     nodes that nobody reads: they would be several speakers, or lead to none.
     """
 
     name: Name
+    """What `pipeline` of a request says."""
     nodes: tuple[NodeSpec, ...]
+    """Turns of agents; the only one that nobody reads speaks."""
     merge: MergeRule = MergeRule.REUSED
+    """Where memories of turns side by side stand for the one that reads them: at the same positions
+    (`reused`), or one behind the other (`consecutive`)."""
     on_expert_failure: OnExpertFailure = OnExpertFailure.FAIL
+    """Whether a run goes on without one of several that failed (`continue`), or fails with it
+    (`fail`)."""
     stage_timeout_s: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """Seconds that a stage may work; null: as long as the request may."""
     description: str = ""
+    """For `GET /v1/pipelines`."""
 
     @model_validator(mode="after")
     def _is_a_dag_with_one_speaker(self) -> Self:

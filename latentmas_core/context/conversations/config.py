@@ -53,28 +53,33 @@ DatabaseUrl = Annotated[str, AfterValidator(_readable)]
 
 
 class ConversationsConfig(FrozenModel):
-    """``url`` is SQLite's or PostgreSQL's; left out, ``default_url()``.
+    """Where conversations are stored, and how much of them.
 
-    A tenant may have ``max_conversations``; a conversation takes turns while it has fewer than
-    ``max_turns`` and ``max_bytes``, so the last one may go beyond these. A question is told of the
-    latest ``max_history_turns`` at most, in ``max_history_tokens``.
-
-    Turns on one conversation take place one after the other: a turn waits ``max_wait_s`` for those
-    before it. Its claim holds for ``lease_s`` and is renewed while it runs: whoever dies in a turn
-    keeps the others waiting for so long.
+    Turns on one conversation take place one after the other; the claim of a turn is renewed while
+    it runs.
     """
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
     url: DatabaseUrl | None = Field(default=None, repr=False)
+    """`sqlite:////path/to/file.db` or `postgresql://user@host/database`; null: SQLite in the user's
+    folder of data. PostgreSQL for an ingress on several nodes."""
     max_conversations: int = Field(default=1000, ge=1)
+    """Conversations of a tenant; above it 422."""
     max_turns: int = Field(default=1000, ge=1)
+    """A conversation takes turns while it has fewer."""
     max_bytes: int = Field(default=8 * 2**20, ge=1)
+    """A conversation takes turns while they have fewer bytes, so the last one may go beyond."""
     max_title_chars: int = Field(default=200, ge=1, le=1000)
+    """The most characters of a title."""
     max_history_turns: int = Field(default=64, ge=0, le=1000)
+    """The most turns that a question is told of, the latest ones."""
     max_history_tokens: int = Field(default=2048, ge=0)
+    """The most tokens of turns that a question is told of; more cost time in every agent."""
     max_wait_s: float = Field(default=60.0, gt=0.0, allow_inf_nan=False)
+    """Seconds that a turn waits for those before it on the same conversation; after it 409."""
     lease_s: float = Field(default=30.0, gt=0.0, allow_inf_nan=False)
+    """Seconds that a turn whose process died keeps the others waiting."""
 
     @property
     def database_url(self) -> URL:

@@ -32,7 +32,9 @@ class ChunkOptions(FrozenModel):
     """How long passages are, and how much of each the next one repeats; both in tokens."""
 
     max_tokens: int = Field(default=200, ge=16, le=8192)
+    """Tokens of a passage. Shorter ones are found more exactly, longer ones say more."""
     overlap_tokens: int = Field(default=40, ge=0)
+    """Tokens that each passage repeats of the one before it; at most a quarter of `max_tokens`."""
 
     @model_validator(mode="after")
     def _overlap_is_the_smaller_part(self) -> Self:

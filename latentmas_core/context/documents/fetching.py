@@ -33,18 +33,20 @@ _USER_AGENT = "latentmas"
 
 
 class FetchPolicy(FrozenModel):
-    """What may be fetched, at most how much of it, and how long all of it may take.
-
-    ``allowed_hosts``, where given, are the only hosts that are fetched from. ``allowed_networks``
-    are addresses that are fetched from although they are not public: those of an intranet.
-    """
+    """What may be fetched, at most how much of it, and how long all of it may take."""
 
     max_bytes: int = Field(default=10 * 2**20, ge=1)
+    """Bytes of one document."""
     timeout_s: float = Field(default=15.0, gt=0.0, allow_inf_nan=False)
+    """Seconds for one document, redirects included."""
     max_redirects: int = Field(default=5, ge=0, le=20)
+    """Redirects that are followed; each address is checked."""
     allowed_ports: tuple[int, ...] = (80, 443)
+    """The only ports that are connected to."""
     allowed_hosts: tuple[str, ...] | None = None
+    """The only hosts that are fetched from; null: all whose addresses are public."""
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks that are fetched from although they are not public: those of an intranet."""
 
 
 DEFAULT_POLICY = FetchPolicy()

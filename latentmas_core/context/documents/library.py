@@ -29,15 +29,15 @@ DEPTH_FACTOR = 2
 
 
 class LibraryOptions(FrozenModel):
-    """How documents are cut, and how many passages they may make.
-
-    More than ``max_embedded_chunks`` are searched by words alone: a vector takes tens of
-    milliseconds of a core.
-    """
+    """How documents are cut, and how many passages they may make."""
 
     chunks: ChunkOptions = ChunkOptions()
+    """How long passages are."""
     max_chunks: int = Field(default=5_000, ge=1)
+    """Passages that the documents of one request may make."""
     max_embedded_chunks: int = Field(default=500, ge=0)
+    """Passages that are searched by meaning too; where there are more, words alone decide: a vector
+    takes tens of milliseconds of a core."""
 
 
 DEFAULT_OPTIONS = LibraryOptions()

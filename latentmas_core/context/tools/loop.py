@@ -32,12 +32,15 @@ LAST_NOTE = "[No more tools can be called. Answer now with what is known.]"
 
 
 class ToolLimits(FrozenModel):
-    """``max_rounds`` of calls, each of ``max_calls`` at the same time; then the model is asked once
-    more, without tools. A result of more than ``max_result_chars`` is cut."""
+    """What bounds the calls of tools for one question."""
 
     max_rounds: int = Field(default=4, ge=1, le=32)
+    """Rounds of calls; then the model is asked once more, without tools. Each round runs all
+    agents."""
     max_calls: int = Field(default=8, ge=1, le=64)
+    """Calls of one round, which run at the same time."""
     max_result_chars: int = Field(default=4000, ge=100)
+    """Characters of a result; a longer one is cut."""
 
 
 class ToolLoop:
