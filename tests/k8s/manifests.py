@@ -1,5 +1,6 @@
 """Where the manifests are, and what they are rendered to."""
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,14 @@ FOREIGN = {"RayService", "PodMonitor", "PrometheusRule"}
 
 def rendered(folder):
     return render(ROOT / folder)
+
+
+def drain_command():
+    """What the hook of a worker begins with: it tells Ray that its node goes."""
+    cluster = one_of(rendered("k8s/base"), "RayService")["spec"]["rayClusterConfig"]
+    container = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    *_, script = container["lifecycle"]["preStop"]["exec"]["command"]
+    return shlex.split(script.partition("&&")[0])
 
 
 def one_of(bodies, kind, name=None):
