@@ -3,14 +3,16 @@
 import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from deployments.args import AdaptersConfig
 from deployments.messages import AdapterFailed, AdapterListing, AdapterOrder, LoadedAdapter
-from latentmas_core.engine.engine import Engine
 from latentmas_core.errors import AdapterError, LatentMASError, NotFoundError
 from latentmas_core.lora.library import AdapterInfo, AdapterLibrary, AdapterSource
 from latentmas_core.lora.registry import AdapterRegistry
+
+if TYPE_CHECKING:
+    from latentmas_core.engine.engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class AdapterHost:
     """
 
     def __init__(
-        self, engine: Engine, config: AdaptersConfig, *, resident: Iterable[str] = ()
+        self, engine: "Engine", config: AdaptersConfig, *, resident: Iterable[str] = ()
     ) -> None:
         registry = AdapterRegistry(config.registries)
         self._config = config

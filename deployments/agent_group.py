@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
@@ -46,7 +46,7 @@ from deployments.spans import StageSpans, stage_spans
 from deployments.stage_log import logged_stage
 from deployments.tracing import NO_TRACING, Tracing, open_tracing
 from deployments.transport import WireSegments, fetch, is_alive, this_place, to_wire
-from latentmas_core.engine.engine import Engine
+from latentmas_core.config import EngineConfig
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.errors import EngineError, LatentMASError
 from latentmas_core.events import AgentFinished
@@ -61,6 +61,9 @@ from latentmas_core.pipelines.runner import StageDone
 from latentmas_core.pipelines.stage_worker import Roster, StageWorker
 from latentmas_core.request import Handoff
 
+if TYPE_CHECKING:
+    from latentmas_core.engine.engine import Engine
+
 logger = logging.getLogger(__name__)
 
 
@@ -69,7 +72,7 @@ class AgentGroupServer:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: "Engine",
         setup: GroupSetup,
         place: Place = NOWHERE,
         recorder: Recorder | None = None,
@@ -256,13 +259,20 @@ def _digests_of(memory: Memory) -> tuple[str, ...]:
     return tuple({digest: None for mix in mixes for digest in mix.digests})
 
 
+def _open_engine(config: EngineConfig) -> "Engine":
+    # Imported here, since those who only deploy replicas do without: it takes seconds.
+    from latentmas_core.engine.engine import Engine
+
+    return Engine(config)
+
+
 @serve.deployment
 class AgentGroup:
     """The Serve face of ``AgentGroupServer``."""
 
     async def __init__(self, setup: GroupSetup) -> None:  # type: ignore[misc]  # Serve awaits it
         log_through_serve()
-        engine = await asyncio.to_thread(Engine, setup.engine)
+        engine = await asyncio.to_thread(_open_engine, setup.engine)
         place = this_place()
         self._tracing = open_tracing(os.environ, instance=place.replica)
         self._server = AgentGroupServer(engine, setup, place, RayRecorder(), self._tracing)

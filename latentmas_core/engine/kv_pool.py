@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from latentmas_core.engine.model_loader import ModelShape
+from latentmas_core.engine.model_shape import ModelShape
 from latentmas_core.latent.segment import KVRows
 
 # The largest number that lies in a block. Others have it masked: added to -inf, or multiplied by 0.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]
@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from latentmas_core.engine.embedded_model import EMBEDDED_MODEL_NAME, prepare_embedded_model
+from latentmas_core.engine.model_shape import ModelShape
 from latentmas_core.engine.model_support import (
     head_dim_of,
     refuse_unsupported_config,
@@ -67,18 +68,6 @@ _IDENTITY_SETTINGS = (
 )
 _MAX_SAMPLED_ELEMENTS = 64
 _MAX_REASON_CHARS = 300
-
-
-class ModelShape(NamedTuple):
-    """The sizes that blocks, segments and prompts are measured with."""
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden_size: int
-    vocab_size: int
-    max_positions: int
 
 
 @dataclass(frozen=True, eq=False)

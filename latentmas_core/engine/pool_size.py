@@ -9,7 +9,7 @@ import torch
 from latentmas_core.config import EngineConfig
 from latentmas_core.engine.attention import PAGED_BLOCK_SIZE
 from latentmas_core.engine.kv_pool import num_block_bytes
-from latentmas_core.engine.model_loader import ModelShape
+from latentmas_core.engine.model_shape import ModelShape
 from latentmas_core.engine.shards import Shard, devices_of
 from latentmas_core.errors import ConfigError
 

@@ -4,8 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from transformers.utils import logging as transformers_logging
-
 
 def quiet_bitsandbytes() -> None:
     """Nothing about an optional kernel when it is imported; PEFT imports it where it is there."""
@@ -15,6 +13,9 @@ def quiet_bitsandbytes() -> None:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """No progress bars and no messages below an error inside the block; restored behind it."""
+    # Here, since those who load no model, as the ingress, do without: it takes seconds to import.
+    from transformers.utils import logging as transformers_logging
+
     verbosity = transformers_logging.get_verbosity()
     had_progress_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)

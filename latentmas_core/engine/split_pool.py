@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from latentmas_core.engine.kv_pool import KVPool, Pool, num_block_bytes
-from latentmas_core.engine.model_loader import ModelShape
+from latentmas_core.engine.model_shape import ModelShape
 from latentmas_core.engine.shards import Shard
 from latentmas_core.errors import ConfigError
 from latentmas_core.latent.segment import KVRows

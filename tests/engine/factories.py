@@ -8,7 +8,7 @@ from latentmas_core.config import SamplingParams
 from latentmas_core.engine.block_manager import prefix_keys
 from latentmas_core.engine.detokenizer import Detokenizer
 from latentmas_core.engine.kv_pool import KVPool
-from latentmas_core.engine.model_loader import ModelShape
+from latentmas_core.engine.model_shape import ModelShape
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.sequence import Sequence
 from latentmas_core.engine.turn import Turn

@@ -22,7 +22,8 @@ from latentmas_core.engine.attention import (
 )
 from latentmas_core.engine.engine import Engine
 from latentmas_core.engine.kv_pool import KVPool, num_block_bytes
-from latentmas_core.engine.model_loader import ModelShape, load_model
+from latentmas_core.engine.model_loader import load_model
+from latentmas_core.engine.model_shape import ModelShape
 from latentmas_core.engine.resident import ResidentMemory
 from latentmas_core.engine.turn import Turn
 from latentmas_core.latent.codec import unpack

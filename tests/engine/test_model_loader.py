@@ -14,11 +14,11 @@ from transformers.utils import logging as transformers_logging
 from latentmas_core.engine.embedded_model import EMBEDDED_MODEL_NAME
 from latentmas_core.engine.model_loader import (
     LoadedModel,
-    ModelShape,
     load_model,
     resolve_device,
     resolve_dtype,
 )
+from latentmas_core.engine.model_shape import ModelShape
 from latentmas_core.errors import ConfigError, ModelError
 from tests.factories import make_tiny_model
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from latentmas_core.engine.block_manager import BlockManager
 from latentmas_core.engine.kv_pool import KVPool
-from latentmas_core.engine.model_loader import ModelShape
+from latentmas_core.engine.model_shape import ModelShape
 from latentmas_core.lora import batch
 from latentmas_core.lora.arena import Arena, Berth, fill
 from latentmas_core.lora.base_model import BaseModel
