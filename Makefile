@@ -38,7 +38,7 @@ ask: $(INSTALLED) ## ask the running service: make ask Q="What is the capital of
 	@$(BIN)/latentmas ask --endpoint $(ENDPOINT) --temperature 0 -- "$$LATENTMAS_QUESTION"
 
 # Tests are run two at a time, by threads that do not spin while they wait, which would take the
-# other's core; those that share a cluster come behind and have the machine to themselves.
+# other's core; of those with a cluster most come behind and have the machine to themselves.
 test: check browser postgres ## lint, types and every test that needs no GPU
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "not gpu and (not serve or own_cluster)" --durations=15 \
 	--numprocesses=2 --dist=loadfile --no-loadscope-reorder

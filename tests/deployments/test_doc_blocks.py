@@ -68,6 +68,7 @@ def service(deploy, tmp_path_factory):
 
 
 @pytest.mark.serve
+@pytest.mark.own_cluster
 @pytest.mark.slow
 @pytest.mark.usefixtures("embedded_model_path")
 @pytest.mark.parametrize("command", RUN_HERE)
@@ -82,6 +83,7 @@ def test_a_command_runs(service, command):
 
 
 @pytest.mark.serve
+@pytest.mark.own_cluster
 @pytest.mark.slow
 @pytest.mark.parametrize("block", PYTHON)
 def test_a_block_of_python_runs(service, block: Block):

@@ -9,7 +9,7 @@ from latentmas_core.system import LatentMASSystem
 from tests.factories import make_tiny_model
 from tests.lora.adapters import make_adapter
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.own_cluster]
 
 QUESTION = "What is 17 times 3?"
 OPTIONS = {"max_tokens": 8, "latent_steps": 2, "temperature": 0}

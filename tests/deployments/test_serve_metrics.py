@@ -14,7 +14,7 @@ from tests.deployments.service import events_of
 from tests.factories import make_tiny_model
 from tests.lora.adapters import make_adapter
 
-pytestmark = [pytest.mark.serve, pytest.mark.slow]
+pytestmark = [pytest.mark.serve, pytest.mark.own_cluster, pytest.mark.slow]
 
 TIMEOUT_S = 120.0
 POLL_S = 0.5

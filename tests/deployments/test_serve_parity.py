@@ -11,7 +11,7 @@ import yaml
 from deployments.args import AppArgs
 from latentmas_core.system import LatentMASSystem
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.own_cluster]
 
 REPO = Path(__file__).parents[2]
 QUESTION = "What is the capital of France?"

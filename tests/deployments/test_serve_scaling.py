@@ -12,7 +12,7 @@ from tests.deployments.service import Service
 from tests.factories import make_tiny_model
 from tests.ports import free_port
 
-pytestmark = [pytest.mark.serve, pytest.mark.slow]
+pytestmark = [pytest.mark.serve, pytest.mark.own_cluster, pytest.mark.slow]
 
 SCALING = {"target_ongoing_requests": 2, "upscale_delay_s": 1, "downscale_delay_s": 3}
 SCALING |= {"interval_s": 0.5}

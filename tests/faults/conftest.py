@@ -7,6 +7,8 @@ import secrets
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Beside other tests a proxy may take longer to start than the 5 s after which Serve ends it.
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
 
 from collections.abc import Iterator
 from pathlib import Path

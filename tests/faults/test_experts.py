@@ -7,7 +7,7 @@ from latentmas_core.request import ReasonRequest
 from latentmas_core.system import LatentMASSystem
 from tests.faults.nodes import deploy, make_args, wait_until_ready
 
-pytestmark = [pytest.mark.serve, pytest.mark.slow]
+pytestmark = [pytest.mark.serve, pytest.mark.own_cluster, pytest.mark.slow]
 
 EXPERTS = ("medical", "math", "coder")
 REQUEST = {
