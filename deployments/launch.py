@@ -1,7 +1,7 @@
 """``make serve``: a cluster of this machine alone, ``serve run`` on it, and one sample answer.
 
-HTTP and the dashboard listen on 127.0.0.1, Ray's internal ports ask for its token. The cluster is
-this process's own and ends with it.
+HTTP, the dashboard and Ray's ports listen on 127.0.0.1, those of replicas ask for Ray's token. The
+cluster is this process's own and ends with it.
 """
 
 import argparse
@@ -32,6 +32,9 @@ MIN_CPUS = 2
 # away from the dashboard and the cluster; Ray generates the token and keeps it in the home folder.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Without this Ray on Linux takes the outer address of the machine where it is told 127.0.0.1, since
+# other machines might join.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # On one machine a replica that cannot start will not start the next time either.
 os.environ.setdefault("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1")
 for name, value in ENVIRONMENT.items():

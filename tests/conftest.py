@@ -1,6 +1,12 @@
 """Fixtures that every test may use; the models behind them are made once per run."""
 
 import os
+import signal
+
+# What a shell starts in the background ignores Ctrl-C, and so would the programs that tests start
+# and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nothing here may depend on a network; the hub's library reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -41,16 +42,39 @@ def config_path(tmp_path: Path) -> Path:
 @pytest.mark.serve
 @pytest.mark.usefixtures("embedded_model_path")
 def test_the_service_answers_a_sample_question_and_ends_without_leftovers(config_path: Path):
-    process = launch(config_path)
-    printed = list(lines_until(process, "Ctrl-C stops everything."))
-    started = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    with launch(config_path) as process:
+        try:
+            printed = list(lines_until(process, "Ctrl-C stops everything."))
+            started = psutil.Process(process.pid).children(recursive=True)
+            open_to_others = listeners(started)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        finally:
+            process.terminate()  # where one of these failed: it ends what it started
     assert any("The capital of France is Paris." in line for line in printed), printed
     assert any("make ask" in line for line in printed)
     assert any("/            the page" in line for line in printed)
+    # Serve gives each replica a port of its own and has no option for its address; it asks for
+    # Ray's token (docs/security.md).
+    assert open_to_others, "replicas at least are seen"
+    assert [name for name in open_to_others if not name.startswith("ray::ServeReplica:")] == []
     _, alive = psutil.wait_procs(started, timeout=30)
     assert alive == []
+
+
+def listeners(processes: list[psutil.Process]) -> list[str]:
+    """The names of those that listen on another address than the loopback one."""
+    here = ("127.0.0.1", "::ffff:127.0.0.1", "::1")
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # an idle worker ends by itself
+            name = process.cmdline()[0]
+            found += [
+                name
+                for one in process.net_connections("tcp")
+                if one.status == psutil.CONN_LISTEN and one.laddr.ip not in here
+            ]
+    return found
 
 
 @pytest.mark.parametrize(
