@@ -17,7 +17,7 @@ from benchmarks.quality.energy import Meter
 from benchmarks.quality.methods import EngineChoice
 from benchmarks.quality.progress import shown_progress
 from benchmarks.quality.report import headline_tables, markdown
-from benchmarks.quality.run_folder import RunFolder
+from benchmarks.quality.run_folder import RunFolder, only_writer
 from benchmarks.quality.runner import Asking, Batch, System, plan, run_batches
 from benchmarks.quality.settings import Settings
 from benchmarks.quality.tasks import load_questions, task_names
@@ -43,14 +43,16 @@ def measure(settings: Settings, arguments: Sequence[str]) -> None:
         **_config_of(settings, [method.name for method in methods], arguments),
         "energy": [meter.source for meter in meters],
     }
-    folder = RunFolder.open(settings.run or RUNS / _digest(config["settings"]), config)
     batches = plan(
         tasks, methods, concurrency=settings.concurrency, num_alone=min(settings.alone, settings.n)
     )
-    say(f"{folder.path}: {len(folder.answers())} answers are there already")
-    _ask_all(settings, list(batches), folder, meters)
-    write_report(folder)
-    lines = [f"Everything else: {folder.path / 'report.html'}"]
+    path = settings.run or RUNS / _digest(config["settings"])
+    with only_writer(path):
+        folder = RunFolder.open(path, config)
+        say(f"{path}: {len(folder.answers())} answers are there already")
+        _ask_all(settings, list(batches), folder, meters)
+        write_report(folder)
+    lines = [f"Everything else: {path / 'report.html'}"]
     print(markdown("Side by side", lines, headline_tables(folder)), end="")
 
 

@@ -4,10 +4,12 @@ Rows are only ever appended. A run that was killed goes on where it stopped.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from benchmarks.quality.grading import Grade, Kind, grade
@@ -81,6 +83,28 @@ class AnswerKey(NamedTuple):
     question_id: str
     method: str
     is_alone: bool
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """No other process writes to the folder meanwhile; ConfigError if one does already.
+
+    The lock ends with its process, however that ends.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"another process writes to {path}. Wait for it, end it, or name another folder "
+            "with --run.",
+            param="run",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class RunFolder:

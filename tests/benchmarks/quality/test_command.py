@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks.machine import ROOT
 from benchmarks.quality.__main__ import main
-from benchmarks.quality.run_folder import AnswerRow, RunFolder
+from benchmarks.quality.run_folder import AnswerRow, RunFolder, only_writer
 from tests.lora.adapters import make_adapter
 
 HEADLINE = ROOT / "configs" / "headline.yaml"
@@ -126,6 +126,19 @@ def test_hand_offs_what_is_carried_and_8_bits_can_be_swept(
         "transfer_dtype=model",
         "transfer_dtype=int8",
     }
+
+
+def test_a_folder_that_another_process_writes_to_is_left_to_it(
+    tmp_path: Path, tiny_llama: Path, sums: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    command = ["--tasks", str(sums), "--n", "1", *tiny(tiny_llama, run), "--methods", "single"]
+    with only_writer(run):
+        assert main(command) == 2
+    assert f"another process writes to {run}" in capsys.readouterr().err
+    assert not (run / "answers.jsonl").exists()
+    assert main(command) == 0
+    assert len(RunFolder.read(run).answers()) == 1
 
 
 def test_a_run_that_is_killed_goes_on_with_the_same_command(
