@@ -120,16 +120,18 @@ async def test_every_request_is_answered_while_replicas_and_a_node_are_killed(
     node_of_b = {node["NodeID"] for node in ray.nodes() if "b" in node["Resources"]}
 
     def kill(group):
-        """One that answers, first those on the node that stays; its successor may still start."""
-        found = []
+        """One that runs, first those on the node that stays; its successor may still start."""
 
-        def answers():
-            found[:] = replicas_of(group)
-            return bool(found)
+        def is_one_killed():
+            for process in sorted(replicas_of(group), key=lambda one: one.node_id in node_of_b):
+                try:
+                    kill_9(process.pid)
+                except ProcessLookupError:  # it died since it answered
+                    continue
+                return True
+            return False
 
-        deployed.wait_until(answers, timeout_s=START_S, says=serve.status)
-        first = min(found, key=lambda process: process.node_id in node_of_b)
-        kill_9(first.pid)
+        deployed.wait_until(is_one_killed, timeout_s=START_S, says=serve.status)
 
     async def break_something(num_answered):
         if num_answered in (8, 20):
