@@ -46,12 +46,14 @@ def test_every_call_is_listed_with_what_it_takes_and_answers(visitor, url):
     calls = [f"{method.upper()} {path}" for path in described for method in described[path]]
     assert visitor.attributes(".call", "data-call") == calls
     fields = rows_of(opened(visitor, REASON), REASON)
-    assert fields["question"] == ("string", "required")
-    assert fields["mode"] == ('"latent" or "text" or "single"', '"latent" if it is left out')
+    assert fields["question"] == ("string", "required; What is asked.")
+    kind, meaning = fields["mode"]
+    assert kind == '"latent" or "text" or "single"'
+    assert meaning.startswith('"latent" if it is left out; ')
     assert fields["latent_steps"][0] == "integer from 0 to 512 or null"
     assert "history[].tool_calls[].name" in fields
     fields = rows_of(opened(visitor, CHAT), CHAT)
-    assert fields["messages[].role"][1] == "required"
+    assert fields["messages[].role"][1].startswith("required")
     assert fields["latentmas.mode"][0] == '"latent" or "text" or "single"'
     assert fields["stop"][0] == "string or list of string, up to 4 or null"
     answers = opened(visitor, MODEL).get_by_role("region", name=f"What {MODEL} answers")
