@@ -19,7 +19,7 @@ BROWSER_PACKAGES := chromium fonts-liberation
 # Where tests/context/conversations/postgres.py looks, besides PATH.
 POSTGRES_PROGRAM := /usr/lib/postgresql/*/bin/pg_ctl
 
-.PHONY: help serve ask test check browser postgres screenshots bench docs clean
+.PHONY: help serve ask test benchtest check browser postgres screenshots bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,10 +39,15 @@ ask: $(INSTALLED) ## ask the running service: make ask Q="What is the capital of
 
 # Tests are run two at a time, by threads that do not spin while they wait, which would take the
 # other's core; of those with a cluster most come behind and have the machine to themselves.
-test: check browser postgres ## lint, types and every test that needs no GPU
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "not gpu and (not serve or own_cluster)" --durations=15 \
+# Schemathesis makes its cases while tests are collected; none of them has a cluster.
+test: check browser postgres ## lint, types and the tests that need no GPU
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "not gpu and not bench and (not serve or own_cluster)" --durations=15 \
 	--numprocesses=2 --dist=loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -q -m "not gpu and serve and not own_cluster" --durations=15
+	$(BIN)/python -m pytest -q -m "not gpu and serve and not own_cluster" --ignore=tests/openapi --durations=15
+
+# Apart, for they take minutes: most of it is starting processes.
+benchtest: $(INSTALLED) ## whole runs of the benchmark programs, at a tiny size
+	$(BIN)/python -m pytest -q -m "not gpu and bench" --durations=5 tests/benchmarks
 
 check: $(INSTALLED) ## lint, format and types
 	$(BIN)/ruff check .

@@ -74,8 +74,8 @@ def test_percentiles_are_those_of_the_rounds() -> None:
     assert percentile(Figures("ours", [7.0]), 90) == 7.0
 
 
+@pytest.mark.bench
 @pytest.mark.serve
-@pytest.mark.own_cluster
 @pytest.mark.slow
 def test_every_measurement_runs_and_what_arrives_is_what_was_sent() -> None:
     measured = measure_all(TINY, 1, list(MEASUREMENTS))

@@ -73,6 +73,7 @@ def test_p99_is_that_of_the_slowest_of_a_hundred() -> None:
     assert run.requests_per_s == 10.1
 
 
+@pytest.mark.bench
 @pytest.mark.slow
 def test_every_measurement_runs_and_greedy_tokens_are_pefts(tiny_qwen2: Path) -> None:
     settings = SideSettings(str(tiny_qwen2), "float32", "cpu", 1)

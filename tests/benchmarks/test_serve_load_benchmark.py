@@ -138,8 +138,8 @@ def test_the_fused_application_has_the_same_agents_and_engine_in_one_group() -> 
     assert fused.engine_of(everyone) == args.engine_of(args.groups[0])
 
 
+@pytest.mark.bench
 @pytest.mark.serve
-@pytest.mark.own_cluster
 @pytest.mark.slow
 def test_every_measurement_runs_and_answers_are_those_in_process(tiny_qwen2: Path) -> None:
     taken = measure_all(str(tiny_qwen2), TINY, 1, list(MEASUREMENTS))
