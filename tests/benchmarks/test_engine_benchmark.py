@@ -27,7 +27,7 @@ NAMES = [
     "text_mode",
 ]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.bench, pytest.mark.slow]
 
 
 class Ran(NamedTuple):
