@@ -45,7 +45,7 @@ test: check browser postgres ## lint, types and the tests that need no GPU
 	--numprocesses=2 --dist=loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -q -m "not gpu and serve and not own_cluster" --ignore=tests/openapi --durations=15
 
-# Apart, for they take minutes: most of it is starting processes.
+# Apart from the others, for they take minutes.
 benchtest: $(INSTALLED) ## whole runs of the benchmark programs, at a tiny size
 	$(BIN)/python -m pytest -q -m "not gpu and bench" --durations=5 tests/benchmarks
 

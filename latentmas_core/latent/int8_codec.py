@@ -64,7 +64,10 @@ def to_int8(packed: PackedSegments, take: TakeBuffer = take_fresh) -> Int8Segmen
 
 
 def from_int8(packed: Int8Segments) -> dict[str, SegmentTensors]:
-    """The content by segment id, in the model's dtype. SegmentError if the sizes do not fit."""
+    """The content by segment id, in the model's dtype.
+
+    SegmentError if the sizes do not fit or a scale or middle is not finite.
+    """
     expected = _num_bytes(packed.segments, packed.layout, packed.dtype)
     if packed.num_bytes != expected:
         raise SegmentError(
