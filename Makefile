@@ -43,7 +43,7 @@ ask: $(INSTALLED) ## ask the running service: make ask Q="What is the capital of
 test: check browser postgres ## lint, types and the tests that need no GPU
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "not gpu and not bench and (not serve or own_cluster)" --durations=15 \
 	--numprocesses=2 --dist=loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -q -m "not gpu and serve and not own_cluster" --ignore=tests/openapi --durations=15
+	$(BIN)/python -m pytest -q -m "not gpu and not bench and serve and not own_cluster" --ignore=tests/openapi --durations=15
 
 # Apart from the others, for they take minutes.
 benchtest: $(INSTALLED) ## whole runs of the benchmark programs, at a tiny size

@@ -99,6 +99,7 @@ def test_wrong_config_stops_the_start_with_its_name(config_path: Path, right, wr
 
 
 @pytest.mark.serve
+@pytest.mark.own_cluster
 def test_a_model_that_is_missing_stops_the_start_with_its_name(config_path: Path):
     broken = config_path.read_text().replace("embedded:smollm2-135m-instruct", "/no/such/model")
     config_path.write_text(broken)

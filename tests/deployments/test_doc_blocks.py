@@ -26,7 +26,7 @@ MAKE = {
     "make test": "is what runs this test",
     'make ask Q="Name three primary colors."': "asks port 8000; test_make_ask.py asks another",
 }
-# tests/test_examples.py takes these two blocks from README itself.
+# tests/examples/test_examples.py takes these two blocks from README itself.
 RUN_BY_TEST_EXAMPLES = {("README.md", "python")}
 
 # The same command on both pages runs once.

@@ -10,7 +10,7 @@ import pytest
 
 from tests.lora.adapters import make_adapter
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("embedded_model_path")]
 
