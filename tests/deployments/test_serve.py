@@ -12,7 +12,7 @@ from benchmarks.serving.connection_measures import Sizes, crowd_at, measured
 from tests.deployments.service import events_of
 from tests.factories import make_tiny_model
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.own_cluster]
 
 MAX_POSITIONS = 16384
 SHORT = {"question": "What is 17 times 3?", "max_tokens": 8, "temperature": 0}

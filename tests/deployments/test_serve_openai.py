@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from tests.lora.adapters import make_adapter
 from tests.scripted_model import ANSWER, CONCLUSION, make_scripted_model
 
-pytestmark = [pytest.mark.serve, pytest.mark.slow]
+pytestmark = [pytest.mark.serve, pytest.mark.own_cluster, pytest.mark.slow]
 
 PIPELINE = "latentmas/hierarchical"
 SAID, CONCLUDED = "".join(ANSWER), "".join(CONCLUSION)

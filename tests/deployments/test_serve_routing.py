@@ -17,7 +17,7 @@ from tests.deployments.service import Service
 from tests.factories import make_tiny_model
 from tests.lora.adapters import make_adapter
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.own_cluster]
 
 GROUP = "deciders"
 ALONE = PipelineSpec.chain("alone", ["judger"])
