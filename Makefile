@@ -38,7 +38,7 @@ ask: $(INSTALLED) ## ask the running service: make ask Q="What is the capital of
 	@$(BIN)/latentmas ask --endpoint $(ENDPOINT) --temperature 0 -- "$$LATENTMAS_QUESTION"
 
 # Tests are run two at a time, by threads that do not spin while they wait, which would take the
-# other's core; of those with a cluster most come behind and have the machine to themselves.
+# other's core; of those with a cluster some come behind and have the machine to themselves.
 # Schemathesis makes its cases while tests are collected; none of them has a cluster.
 test: check browser postgres ## lint, types and the tests that need no GPU
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -m "not gpu and not bench and (not serve or own_cluster)" --durations=15 \

@@ -1,5 +1,6 @@
 """Where and with what a measurement was taken. Knows no torch: it reads what is installed."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -8,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# What benchmarks.suite writes while it measures.
-WRITTEN_BY_SUITE = ("benchmarks/results", "docs/benchmarks.md")
+# All files but those that benchmarks.suite writes while it measures.
+MEASURED = ("--", ".", ":(exclude)benchmarks/results", ":(exclude)docs/benchmarks.md")
 
 
 def describe_machine() -> dict[str, Any]:
@@ -32,9 +33,14 @@ def describe_versions() -> dict[str, str | None]:
 def describe_commit() -> dict[str, Any]:
     """The commit that is checked out, and whether files differ from it that are measured."""
     commit = _git("rev-parse", "HEAD")
-    others = [f":(exclude){path}" for path in WRITTEN_BY_SUITE]
-    status = _git("status", "--porcelain", "--", ".", *others)
+    status = _git("status", "--porcelain", *MEASURED)
     return {"commit": commit or None, "is_modified": bool(status)}
+
+
+def changes_digest() -> str | None:
+    """Of what differs from the commit in files that it has; None if nothing does."""
+    changes = _git("diff", "HEAD", *MEASURED)
+    return hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else None
 
 
 def busy_core_s() -> float:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_commit, describe_machine, describe_versions
+from benchmarks.machine import changes_digest, describe_commit, describe_machine, describe_versions
 from benchmarks.program import say
 from benchmarks.quality import systems
 from benchmarks.quality.command_line import PROGRAM
@@ -76,12 +76,17 @@ def _ask_all(
 def _config_of(
     settings: Settings, methods: Sequence[str], arguments: Sequence[str]
 ) -> dict[str, Any]:
-    """``settings`` decide what the answers are; the commit is one of them."""
+    """``settings`` decide what the answers are; so do the commit and what differs from it."""
     commit = describe_commit()
-    places = {"data", "run", "threads", "registries", "sweep"}
+    places = {"data", "run", "threads", "sweep"}
     chosen = settings.model_dump(mode="json", exclude=places)
     return {
-        "settings": {**chosen, "methods": list(methods), "commit": commit["commit"]},
+        "settings": {
+            **chosen,
+            "methods": list(methods),
+            "commit": commit["commit"],
+            "changes": changes_digest(),
+        },
         "is_modified": commit["is_modified"],
         "machine": describe_machine() | {"gpu": systems.gpu_name(settings.device)},
         "versions": describe_versions(),

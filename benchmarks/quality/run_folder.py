@@ -146,15 +146,30 @@ class RunFolder:
         return self.path / "answers.jsonl"
 
     def answers(self) -> list[AnswerRow]:
-        """All that are complete; a row that was cut off by a kill is left out."""
+        """All that are complete: a last row that was cut off by a kill is left out.
+
+        Raises ConfigError for a broken row before it.
+        """
         if not self.answers_path.exists():
             return []
-        lines = self.answers_path.read_text(encoding="utf-8").splitlines()
-        return [row for row in map(_row_of, lines) if row is not None]
+        # Not splitlines: some of the line ends that it knows stand in JSON as they are.
+        *lines, _ = self.answers_path.read_bytes().split(b"\n")
+        return [self._row_of(line, number) for number, line in enumerate(lines, start=1)]
 
     def append(self, rows: Iterable[AnswerRow]) -> None:
         with self.answers_path.open("a", encoding="utf-8") as file:
             file.writelines(row.model_dump_json() + "\n" for row in rows)
+
+    def _row_of(self, line: bytes, number: int) -> AnswerRow:
+        try:
+            return AnswerRow.model_validate_json(line)
+        except ValidationError as error:
+            raise ConfigError(
+                f"row {number} of {self.answers_path} is no answer of a run "
+                f"({error.error_count()} faults). Correct it, or take it out: then the question is "
+                "asked again.",
+                param="run",
+            ) from None
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         kept = self.config["settings"]
@@ -175,10 +190,3 @@ class RunFolder:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             self.answers_path.write_bytes(whole)
-
-
-def _row_of(line: str) -> AnswerRow | None:
-    try:
-        return AnswerRow.model_validate_json(line)
-    except ValidationError:
-        return None

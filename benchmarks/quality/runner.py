@@ -11,7 +11,7 @@ from benchmarks.quality.energy import Meter
 from benchmarks.quality.methods import EngineChoice, Limits, Method, request_options
 from benchmarks.quality.run_folder import AgentRow, AnswerKey, AnswerRow, RunFolder
 from benchmarks.quality.tasks import Question
-from latentmas_core.errors import LatentMASError
+from latentmas_core.errors import ConfigError, LatentMASError
 from latentmas_core.result import Result
 
 WARM_UP = "What is 1 + 1?"
@@ -31,10 +31,13 @@ class Batch(NamedTuple):
     questions: Sequence[Question]
     is_alone: bool = False
 
+    def by_key(self) -> dict[AnswerKey, Question]:
+        method = self.method.name
+        return {AnswerKey(self.task, q.id, method, self.is_alone): q for q in self.questions}
+
     def without(self, done: set[AnswerKey]) -> "Batch":
         """What is left of it."""
-        keys = [AnswerKey(self.task, q.id, self.method.name, self.is_alone) for q in self.questions]
-        left = [q for q, key in zip(self.questions, keys, strict=True) if key not in done]
+        left = [question for key, question in self.by_key().items() if key not in done]
         return self._replace(questions=left)
 
 
@@ -86,9 +89,12 @@ def _engines_of(methods: Sequence[Method]) -> list[EngineChoice]:
 
 
 async def run_batches(batches: Iterable[Batch], asking: Asking, folder: RunFolder) -> None:
-    """Ask what the folder has no answer to, and append the answers batch by batch."""
-    done = {row.key for row in folder.answers()}
+    """Ask what the folder has no answer to, and append the answers batch by batch.
+
+    Raises ConfigError if the folder has answers to other questions under the same ids.
+    """
     planned = list(batches)
+    done = _done(folder, planned)
     left = [batch.without(done) for batch in planned]
     num_all, num_left = (sum(len(one.questions) for one in lot) for lot in (planned, left))
     waiting = [one for one in left if one.questions]
@@ -101,6 +107,23 @@ async def run_batches(batches: Iterable[Batch], asking: Asking, folder: RunFolde
                 folder.append(await _ask(system, batch, asking))
                 num_left -= len(batch.questions)
     asking.report_progress(num_all, num_all, "")
+
+
+def _done(folder: RunFolder, planned: Sequence[Batch]) -> set[AnswerKey]:
+    """What has an answer already; the same ids may be of other questions by now."""
+    questions = {key: question for batch in planned for key, question in batch.by_key().items()}
+    done = set()
+    for row in folder.answers():
+        asked = questions.get(row.key)
+        if asked is not None and (asked.prompt, asked.gold) != (row.prompt, row.gold):
+            raise ConfigError(
+                f"{folder.path} has an answer to another question {row.question_id!r} of "
+                f"{row.task} than the one that is to be asked. Give another --run folder, or the "
+                "same questions.",
+                param="run",
+            )
+        done.add(row.key)
+    return done
 
 
 async def _warm_up(system: System, batches: Sequence[Batch], asking: Asking) -> None:

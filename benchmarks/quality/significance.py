@@ -37,4 +37,4 @@ def mcnemar_exact(num_only_first: int, num_only_second: int) -> float:
     num_different = num_only_first + num_only_second
     fewer = min(num_only_first, num_only_second)
     tail = sum(math.comb(num_different, count) for count in range(fewer + 1))
-    return min(2.0 * tail / 2.0**num_different, 1.0)
+    return min(2 * tail / 2**num_different, 1.0)

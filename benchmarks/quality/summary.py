@@ -12,7 +12,7 @@ from benchmarks.quality.significance import Interval, mcnemar_exact, wilson
 
 @dataclass(frozen=True)
 class Summary:
-    """What one method did on one task; tokens and times are means per question.
+    """What one method did on one task; tokens and times are means per question that was answered.
 
     ``num_unanswered``: no answer was found in the text; ``num_cut``: it ran into max_tokens.
     ``time_s`` is the share of the batch, ``latency_s`` holds one time per question beside others,
@@ -179,6 +179,8 @@ def _same_questions(
 
 def _summary(rows: Sequence[AnswerRow], alone: Sequence[AnswerRow]) -> Summary:
     grades = [row.grade for row in rows]
+    # A question that failed at once cost nothing, which is no saving.
+    answered = [row for row in rows if row.error is None] or rows
     return Summary(
         task=rows[0].task,
         method=rows[0].method,
@@ -187,13 +189,13 @@ def _summary(rows: Sequence[AnswerRow], alone: Sequence[AnswerRow]) -> Summary:
         num_unanswered=sum(one.given is None for one in grades),
         num_cut=sum(row.finish_reason == "length" for row in rows),
         num_errors=sum(row.error is not None for row in rows),
-        prompt_tokens=_mean(row.prompt_tokens for row in rows),
-        output_tokens=_mean(row.completion_tokens for row in rows),
-        latent_steps=_mean(row.latent_steps for row in rows),
-        time_s=_mean(row.time_s for row in rows),
+        prompt_tokens=_mean(row.prompt_tokens for row in answered),
+        output_tokens=_mean(row.completion_tokens for row in answered),
+        latent_steps=_mean(row.latent_steps for row in answered),
+        time_s=_mean(row.time_s for row in answered),
         latency_s=tuple(row.latency_ms / 1000.0 for row in rows if row.error is None),
-        alone_s=tuple(row.latency_ms / 1000.0 for row in alone if row.error is None),
-        energy_j=_mean_told(row.energy_j for row in rows),
+        alone_s=tuple(row.time_s for row in alone if row.error is None),
+        energy_j=_mean_told(row.energy_j for row in answered),
     )
 
 
@@ -209,6 +211,7 @@ def _mean_told(values: Iterable[float | None]) -> float | None:
 def _ratio(
     pairs: Sequence[tuple[AnswerRow, AnswerRow]], cost: Callable[[AnswerRow], float]
 ) -> float | None:
-    """The second ones' sum over the first ones'."""
-    bottom = sum(cost(first) for first, _ in pairs)
-    return sum(cost(second) for _, second in pairs) / bottom if bottom else None
+    """The second ones' sum over the first ones', of the questions that both answered."""
+    answered = [(a, b) for a, b in pairs if a.error is None and b.error is None]
+    bottom = sum(cost(first) for first, _ in answered)
+    return sum(cost(second) for _, second in answered) / bottom if bottom else None

@@ -23,6 +23,7 @@ def open_system(settings: Settings, choice: EngineChoice) -> Iterator[System]:
     """Closed again at the end; raises AdapterError for an adapter of another base model.
 
     In 8 bits the agents are apart: within a process nothing is moved, so nothing would be rounded.
+    Without a prefix cache, or one method would be spared what another has computed before it.
     """
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     options = {
@@ -31,6 +32,7 @@ def open_system(settings: Settings, choice: EngineChoice) -> Iterator[System]:
         "dtype": settings.dtype,
         "latent_realign": choice.is_realigned,
         "transfer_dtype": choice.transfer_dtype,
+        "has_prefix_cache": False,
     }
     with (
         closing(Engine(validated(EngineConfig, options))) as engine,

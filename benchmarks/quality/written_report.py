@@ -85,7 +85,8 @@ def _plots_of_methods(
         Plot(task, "accuracy-tokens", by_tokens, tokens_plot),
         Plot(task, "accuracy-time", by_time, time_plot),
         Plot(task, "latency", spread, latency_plot(summaries, title=spread)),
-        Plot(task, "agents", writers, agents_plot(agents, title=writers)),
+        # Nobody wrote anything where every question failed.
+        *([Plot(task, "agents", writers, agents_plot(agents, title=writers))] if agents else []),
     ]
 
 

@@ -18,6 +18,7 @@ import torch
 from benchmarks.program import positive, say
 from benchmarks.tiny_sums.task import held_out
 from benchmarks.tiny_sums.training import Training, train
+from benchmarks.tiny_sums.words import make_tokenizer
 from latentmas_core.engine.embedded_model import cache_dir
 
 NUM_QUESTIONS = 500
@@ -25,8 +26,9 @@ NUM_QUESTIONS = 500
 
 def prepare(training: Training, cache: Path) -> Path:
     """The folder with ``model`` and ``sums.jsonl``; trained unless it is there already."""
-    settings = training.model_dump_json()
-    folder = cache / f"sums-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+    # Its words too: they are the parts of our agents' prompts, which change now and then.
+    made_of = training.model_dump_json() + json.dumps(make_tokenizer().get_vocab(), sort_keys=True)
+    folder = cache / f"sums-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
     if (folder / "sums.jsonl").exists():
         return folder
     began_at = time.perf_counter()

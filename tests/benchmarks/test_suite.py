@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.machine import ROOT, describe_commit
+from benchmarks.machine import ROOT, changes_digest, describe_commit
 from benchmarks.measure import Agreement, Bar, Comparison, Figures, Missing, measurement_of
 from benchmarks.suite import running
 from benchmarks.suite.__main__ import PAGE, main
@@ -380,5 +380,10 @@ def test_what_the_suite_writes_does_not_make_files_modified(
     written.parent.mkdir(parents=True)
     written.write_text("{}")
     assert describe_commit()["is_modified"] is False
+    assert changes_digest() is None
     (tmp_path / "code.py").write_text("2")
     assert describe_commit()["is_modified"] is True
+    digest = changes_digest()
+    assert digest is not None
+    (tmp_path / "code.py").write_text("3")
+    assert changes_digest() not in (None, digest)

@@ -190,6 +190,28 @@ def test_times_alone_are_reported_beside_those_at_a_concurrency(tmp_path: Path) 
     assert "| 4.00 s | 1.00 | 8.00 s | 1.00 | not told |" in (tmp_path / "report.md").read_text()
 
 
+def test_questions_that_failed_count_as_wrong_and_not_as_savings() -> None:
+    failed = {"error": "ContextLengthError: too long", "output": "", "completion_tokens": 0}
+    failed |= {"batch_s": 0.0, "agents": ()}
+    rows = [
+        row.model_copy(update=failed) if row.method == "latent" and row.question_id != "0" else row
+        for row in make_rows()
+    ]
+    latent = summarize(rows)[2]
+    assert (latent.num_questions, latent.num_right, latent.num_errors) == (5, 1, 4)
+    assert (latent.output_tokens, latent.time_s) == (20.0, 1.0)
+    assert {one.what: one.ratio for one in promises(rows)} == {"decoded tokens": 0.25, "time": 0.25}
+
+
+def test_a_run_in_which_every_question_failed_has_a_report(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, CONFIG)
+    failed = {"error": "ContextLengthError: too long", "output": "", "agents": ()}
+    folder.append(row.model_copy(update=failed) for row in make_rows())
+    write_report(folder)
+    assert promises(folder.answers()) == []
+    assert "| sums | latent | 5 | 0.0%" in (tmp_path / "report.md").read_text()
+
+
 def test_a_promise_that_is_not_kept_is_said_to_be_broken() -> None:
     rows = make_rows({"latent": ["1"], "text": ["1"]})
     slow = [

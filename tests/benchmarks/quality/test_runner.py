@@ -88,6 +88,35 @@ async def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> No
     assert len(asked_of(system)) == 6
 
 
+async def test_line_ends_of_unicode_within_an_answer_end_no_row(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, CONFIG)
+    odd = "one\u2028two\u2029three\x85four\r\nfive \\boxed{4}"
+    await run(ScriptedSystem({("single", "What is 3 + 1?"): odd}), folder, "single")
+    assert [row.output for row in RunFolder.read(tmp_path).answers()][3] == odd
+
+
+async def test_a_broken_row_among_others_is_named(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path, CONFIG)
+    await run(ScriptedSystem({}), folder, "single")
+    rows = folder.answers_path.read_text().splitlines(keepends=True)
+    folder.answers_path.write_text("".join([rows[0], rows[1][:20] + "\n", *rows[2:]]))
+    with pytest.raises(ConfigError, match=r"row 2 of .*answers\.jsonl is no answer"):
+        folder.answers()
+
+
+@pytest.mark.parametrize("other", [{"prompt": "What is 3 + 2?"}, {"gold": "5"}])
+async def test_answers_to_other_questions_of_the_same_ids_are_not_gone_on_with(
+    tmp_path: Path, other: dict[str, str]
+) -> None:
+    folder = RunFolder.open(tmp_path, CONFIG)
+    await run(ScriptedSystem({}), folder, "single")
+    changed = [q._replace(**other) if q.id == "3" else q for q in QUESTIONS]
+    planned = plan({"sums": changed}, [Method.parse("single")], concurrency=2)
+    with pytest.raises(ConfigError, match="an answer to another question '3' of sums"):
+        await run_batches(planned, asking(ScriptedSystem({})), folder)
+    assert len(folder.answers()) == 5
+
+
 async def test_a_run_that_is_complete_asks_nothing_at_all(tmp_path: Path) -> None:
     await run(ScriptedSystem({}), RunFolder.open(tmp_path, CONFIG), "single")
     system = ScriptedSystem({})

@@ -25,6 +25,7 @@ def test_the_paired_test_is_the_binomial_one() -> None:
     assert mcnemar_exact(0, 5) == pytest.approx(2 / 32)
     assert mcnemar_exact(1, 5) == pytest.approx(2 * (1 + 6) / 64)
     assert mcnemar_exact(5, 1) == mcnemar_exact(1, 5)
+    assert 0.0 < mcnemar_exact(950, 1050) < 0.05  # 2**2000 is no floating point number
 
 
 def test_methods_that_never_differ_are_not_told_apart() -> None:

@@ -86,6 +86,14 @@ def test_two_questions_of_one_id_are_refused(tmp_path: Path) -> None:
         load(write_rows(tmp_path / "t.jsonl", [MEDQA_ROW, MEDQA_ROW]), n=2)
 
 
+def test_line_ends_of_unicode_within_a_question_end_no_row(tmp_path: Path) -> None:
+    row = {"question": "one\u2028two\x85three?", "answer": "3"}
+    path = tmp_path / "odd.jsonl"
+    path.write_bytes(json.dumps(row, ensure_ascii=False).encode() + b"\r\n\r\n")
+    (question,) = load(path, n=1)
+    assert question.prompt.startswith(row["question"])
+
+
 def test_a_row_with_words_for_an_answer_asks_for_them() -> None:
     row = {"question": "Capital of France?", "answer": "Paris"}
     assert question_of(row, task="mine", index=0).kind is Kind.TEXT
